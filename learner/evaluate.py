@@ -1,0 +1,121 @@
+"""Asks champion and candidate the same holdout rows through the running servers, side by side, and keeps the answers.
+
+It can be interrupted at any row and called again: rows that both have answered in this round are not asked again.
+It does not judge; `learner.gate` does, from what is stored here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from learner.gate import PairedScores
+from learner.lease import Lease
+from learner.scoring import score
+from serving.client import VLLM
+from serving.messages import openai_messages
+from storage.errors import ReplyInterrupted, ServingUnavailable, UnknownModel
+from storage.records import Answer, Dataset, Row, generation_name, text_of
+from storage.store import Store
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duel:
+    """Which two generations answer which datasets, and how patiently they are asked."""
+
+    champion: int
+    candidate: int
+    datasets: tuple[Dataset, ...]
+    rows_per_dataset: int
+    concurrency: int
+    patience_seconds: float
+    """How long a server may be away (restarting, say) before the evaluation gives up."""
+
+
+async def evaluate(store: Store, servers: Sequence[VLLM], lease: Lease, duel: Duel) -> int:
+    """Let both generations answer every holdout row; return how many answers were new.
+
+    Raises ServingUnavailable if no server answers for longer than the patience, and whatever `lease.check` raises.
+    """
+    waiting: asyncio.Queue[tuple[int, Row]] = asyncio.Queue()
+    for question in _unanswered(store, lease.round_id, duel):
+        waiting.put_nowait(question)
+    total = waiting.qsize()
+
+    async def worker(server: VLLM) -> None:
+        while not waiting.empty():
+            generation, row = waiting.get_nowait()
+            answer = await _ask(store, server, lease, generation, row, duel.patience_seconds)
+            await asyncio.to_thread(store.evaluations.add_answers, lease.round_id, lease.token, [answer])
+
+    async with asyncio.TaskGroup() as group:
+        for index in range(duel.concurrency):
+            group.create_task(worker(servers[index % len(servers)]))
+    return total
+
+
+def paired_scores(store: Store, round_id: int, duel: Duel, new: set[int]) -> list[PairedScores]:
+    """Pair the stored scores of both generations, one entry per dataset; `new` are the datasets of this round."""
+    return [
+        PairedScores(
+            dataset_id=dataset.id,
+            name=dataset.name,
+            earlier=dataset.id not in new,
+            champion=_scores(store, round_id, duel.champion, dataset.id),
+            candidate=_scores(store, round_id, duel.candidate, dataset.id),
+        )
+        for dataset in duel.datasets
+    ]
+
+
+def _scores(store: Store, round_id: int, generation: int, dataset_id: int) -> tuple[float, ...]:
+    return tuple(answer.score for answer in store.evaluations.answers(round_id, generation, dataset_id))
+
+
+def _unanswered(store: Store, round_id: int, duel: Duel) -> list[tuple[int, Row]]:
+    done = {
+        (answer.generation, answer.row_id)
+        for generation in (duel.champion, duel.candidate)
+        for answer in store.evaluations.answers(round_id, generation)
+    }
+    return [
+        (generation, row)
+        for dataset in duel.datasets
+        for row in store.datasets.rows(dataset.id, "holdout", duel.rows_per_dataset)
+        for generation in (duel.champion, duel.candidate)
+        if (generation, row.id) not in done
+    ]
+
+
+async def _ask(store: Store, server: VLLM, lease: Lease, generation: int, row: Row, patience_seconds: float) -> Answer:
+    reference = text_of(row.messages[-1])
+    question = openai_messages(row.messages[:-1], store.blobs)
+    give_up = time.monotonic() + patience_seconds
+    while True:
+        lease.check()
+        try:
+            reply = await server.chat(
+                generation_name(generation), question, max_tokens=_tokens_for(reference), temperature=0.0
+            )
+        except (ServingUnavailable, UnknownModel, ReplyInterrupted):
+            # A restarted server comes back without its adapters; the reconciler loads them again.
+            if time.monotonic() > give_up:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        return Answer(
+            row_id=row.id,
+            dataset_id=row.dataset_id,
+            generation=generation,
+            answer=reply.text,
+            score=score(reference, reply.text),
+        )
+
+
+def _tokens_for(reference: str) -> int:
+    # Room for the reference in any tokenizer (4 tokens a word) and a little to ramble, so that a wrong form shows.
+    return min(512, 8 + 4 * len(reference.split()))

@@ -1,0 +1,221 @@
+"""One update round from top to bottom: prepare, train, evaluate, judge, swap.
+
+Every step finds what an earlier attempt has left and goes on from there, so the story can be cut off anywhere, by
+`kill -9` too, and told again: training resumes from its checkpoint, a published candidate is not trained again,
+answered rows are not asked again, and the alias moves in the same transaction that ends the round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from learner.evaluate import Duel, evaluate, paired_scores
+from learner.export import export
+from learner.gate import Verdict, judge
+from learner.lease import Lease
+from learner.settings import LearnerSettings
+from learner.train import TrainingJob, train
+from serving.base_model import resolve
+from serving.client import VLLM
+from serving.settings import ServingSettings
+from serving.swap import bring_up
+from storage.errors import LeaseLost, LlacaError, RoundCancelled, TrainingStopped, WorkerStopping
+from storage.generations import BASE
+from storage.records import Dataset, DatasetState, Decision, Generation, Round, RoundState, generation_name
+from storage.settings import load
+from storage.store import Store
+
+log = structlog.get_logger()
+
+_ENDINGS = {Decision.REJECT: RoundState.REJECTED, Decision.HOLD: RoundState.HELD}
+_VERSIONS_OF = ("torch", "transformers", "peft", "accelerate")
+
+
+class RoundStory:
+    """A claimed round and all it needs; `tell` carries it to an end."""
+
+    def __init__(
+        self, store: Store, claimed: Round, lease: Lease, settings: LearnerSettings, serving: ServingSettings
+    ) -> None:
+        self.store = store
+        self.round = claimed
+        self.lease = lease
+        self.settings = settings
+        """Those of the learner, until the round's own are read."""
+        self.serving = serving
+        self.workspace = store.data_dir / "work" / f"round-{claimed.id}"
+
+    def tell(self) -> None:
+        """Carry the round to its end; an error that a person must mend ends it as failed, with the reason."""
+        try:
+            self.settings = load(LearnerSettings, self.round.settings | {"policy": self.round.policy})
+            candidate = self._learn()
+            self._evaluate(candidate)
+            verdict = self._judge(candidate)
+            self._conclude(candidate, verdict)
+        except LeaseLost:
+            raise
+        except RoundCancelled:
+            self.store.rounds.finish(self.round.id, self.lease.token, RoundState.CANCELLED)
+        except WorkerStopping:
+            self.store.rounds.release(self.round.id, self.lease.token, "the learner was stopped", counts=False)
+            return
+        except LlacaError as error:
+            log.error("round failed", round=self.round.id, code=error.code, error=str(error))
+            self.store.rounds.finish(self.round.id, self.lease.token, RoundState.FAILED, str(error))
+        shutil.rmtree(self.workspace, ignore_errors=True)
+
+    def _learn(self) -> Generation:
+        """Prepare and train, unless an earlier attempt has published the candidate already."""
+        self.store.rounds.set_champion(self.round.id, self.lease.token, self.store.generations.champion())
+        self.round = self.store.rounds.get(self.round.id)
+        base = resolve(self.serving, self.store.data_dir)
+        self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
+        if self.round.candidate is not None:
+            return self.store.generations.get(self.round.candidate)
+        job = self._job(base)
+        try:
+            trained = train(job, self._report, self.lease.should_stop)
+        except TrainingStopped:
+            self.lease.check()
+            raise
+        directory = export(trained, self.store.generations.root, self._manifest(base))
+        return self.store.generations.publish(
+            round_id=self.round.id,
+            lease=self.lease.token,
+            sha256=directory.name,
+            parent=self.champion,
+            rank=job.settings.rank,
+            manifest=self._manifest(base),
+        )
+
+    def _evaluate(self, candidate: Generation) -> None:
+        self._advance(RoundState.EVALUATING, f"{candidate.name} beside {generation_name(self.champion)}")
+        asyncio.run(self._ask(candidate))
+
+    async def _ask(self, candidate: Generation) -> None:
+        servers = self._servers()
+        try:
+            # Before anybody waits for an evaluation: a candidate that the server ignores would look like its champion.
+            await bring_up(self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s)
+            asked = await evaluate(self.store, servers, self.lease, self._duel(candidate))
+        finally:
+            await _close(servers)
+        self.store.rounds.record(self.round.id, self.lease.token, "evaluated", f"{asked} answers")
+
+    def _judge(self, candidate: Generation) -> Verdict:
+        self._advance(RoundState.JUDGING)
+        new = {dataset.id for dataset in self._new_datasets()}
+        verdict = judge(
+            paired_scores(self.store, self.round.id, self._duel(candidate), new),
+            margin_points=self.settings.gate_margin_points,
+            significance=self.settings.gate_significance,
+        )
+        self.store.rounds.set_verdict(self.round.id, self.lease.token, verdict.to_json())
+        return verdict
+
+    def _conclude(self, candidate: Generation, verdict: Verdict) -> None:
+        """Let the candidate serve if it was promoted; the reconciler unloads what is no longer needed."""
+        if verdict.decision is not Decision.PROMOTE:
+            self.store.rounds.finish(self.round.id, self.lease.token, _ENDINGS[verdict.decision])
+            return
+        self._advance(RoundState.SWAPPING)
+        asyncio.run(self._swap(candidate))
+
+    async def _swap(self, candidate: Generation) -> None:
+        servers = self._servers()
+        try:
+            # Again, because a server may have restarted since; loading what is loaded costs nothing.
+            await bring_up(self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s)
+        finally:
+            await _close(servers)
+        self.store.generations.promote(
+            round_id=self.round.id, lease=self.lease.token, candidate=candidate.number, expected=self.champion
+        )
+
+    @property
+    def champion(self) -> int:
+        """The generation from which this round starts and against which it is judged."""
+        return BASE if self.round.champion is None else self.round.champion
+
+    def _advance(self, state: RoundState, message: str = "") -> None:
+        self.lease.check()
+        log.info("round", round=self.round.id, state=str(state))
+        self.store.rounds.advance(self.round.id, self.lease.token, state, message)
+
+    def _job(self, base: Path) -> TrainingJob:
+        parent = None if self.champion == BASE else self.store.generations.get(self.champion).directory
+        datasets = self._new_datasets()
+        return TrainingJob(
+            base=base,
+            parent_adapter=parent,
+            rows=[row for dataset in datasets for row in self.store.datasets.rows(dataset.id, "train")],
+            image=self.store.blobs.read,
+            settings=self.settings,
+            first_task=self.champion == BASE,
+            workspace=self.workspace,
+        )
+
+    def _report(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        self.store.rounds.record_metrics(self.round.id, self.lease.token, step, steps, values)
+
+    def _manifest(self, base: Path) -> dict[str, Any]:
+        datasets = self._new_datasets()
+        return {
+            "round": self.round.id,
+            "parent": self._parent_manifest(),
+            "base": {"model": self.serving.model or "embedded", "config_sha256": _sha256(base / "config.json")},
+            "datasets": [
+                {"id": d.id, "name": d.name, "sha256": d.sha256, "train_rows": d.train_rows} for d in datasets
+            ],
+            "settings": self.settings.model_dump(mode="json"),
+            "versions": {name: version(name) for name in _VERSIONS_OF} | {"python": platform.python_version()},
+        }
+
+    def _parent_manifest(self) -> dict[str, Any]:
+        if self.champion == BASE:
+            return {"generation": BASE, "sha256": None}
+        parent = self.store.generations.get(self.champion)
+        return {"generation": parent.number, "sha256": parent.sha256}
+
+    def _new_datasets(self) -> list[Dataset]:
+        return [self.store.datasets.get(dataset_id) for dataset_id in self.store.rounds.dataset_ids(self.round.id)]
+
+    def _duel(self, candidate: Generation) -> Duel:
+        new = self._new_datasets()
+        earlier = [d for d in self.store.datasets.list(DatasetState.LEARNED) if d.id not in {n.id for n in new}]
+        return Duel(
+            champion=self.champion,
+            candidate=candidate.number,
+            datasets=(*earlier, *new),
+            rows_per_dataset=self.settings.evaluation_max_rows,
+            concurrency=self.settings.evaluation_concurrency,
+            patience_seconds=self.settings.serving_patience_s,
+        )
+
+    def _servers(self) -> list[VLLM]:
+        return [VLLM(url, self.store.secret("vllm")) for url in self.serving.replicas]
+
+
+async def _close(servers: Sequence[VLLM]) -> None:
+    for server in servers:
+        await server.aclose()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def be_nice() -> None:
+    """Give way to chat: on a machine that serves and learns, the learner takes what is left of the processors."""
+    os.nice(10)

@@ -1,0 +1,62 @@
+"""When to look: APScheduler wakes the worker and asks for rounds by the clock. What is true stands in the tables.
+
+The job store is the memory of this process: a schedule is a setting, not something to remember, and a store that
+two schedulers share runs jobs twice (APScheduler's FAQ).
+"""
+
+from __future__ import annotations
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
+
+from learner.settings import LearnerSettings
+from learner.worker import Worker
+from storage.errors import BadSetting, NothingToLearn, RoundInProgress
+from storage.records import DatasetState
+from storage.store import Store
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 1.0
+
+
+def trigger(cron: str) -> CronTrigger:
+    """Turn a five-field crontab into a trigger in local time; raise BadSetting if it is not one."""
+    try:
+        return CronTrigger.from_crontab(cron)
+    except ValueError as error:
+        raise BadSetting("LLACA_CRON", cron, f"a crontab such as '0 3 * * *', or empty ({error})") from error
+
+
+def ask_for_round(store: Store, settings: LearnerSettings) -> bool:
+    """Ask for a round if enough rows wait; return whether one was asked for."""
+    queued = store.datasets.list(DatasetState.QUEUED)
+    if sum(dataset.train_rows for dataset in queued) < settings.minimum_rows:
+        return False
+    try:
+        store.rounds.enqueue("schedule", settings.policy)
+    except (NothingToLearn, RoundInProgress) as reason:
+        log.info("no scheduled round", reason=str(reason))
+        return False
+    return True
+
+
+def start(store: Store, settings: LearnerSettings, worker: Worker) -> BackgroundScheduler:
+    """Start waking the worker every second and, if a crontab is set, asking for rounds; the caller shuts it down."""
+    scheduler = BackgroundScheduler()
+    scheduler.add_job(
+        worker.wake, "interval", seconds=LOOK_SECONDS, max_instances=1, coalesce=True, misfire_grace_time=None
+    )
+    if settings.cron:
+        # One late run after a pause, however many were missed: the round takes everything that waits anyway.
+        scheduler.add_job(
+            ask_for_round,
+            trigger(settings.cron),
+            args=[store, settings],
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,
+        )
+    scheduler.start()
+    return scheduler

@@ -1,0 +1,147 @@
+"""Datasets (tasks): rows split once and for ever into train and holdout, and the states between upload and learning.
+
+The split is by content, so the same rows always fall on the same sides, and rows that share a picture fall on the
+same side, so that no holdout picture was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from storage.audit import Audit
+from storage.clock import now
+from storage.database import Database
+from storage.errors import UnknownDataset, UnknownRow, WrongState
+from storage.records import Conversation, Dataset, DatasetState, Row, images_of
+
+Split = Literal["train", "holdout"]
+
+
+def split(rows: Sequence[Conversation], holdout_share: float) -> list[Split]:
+    """Say for each row on which side it falls: whole groups of rows with the same pictures, in order of their hash."""
+    groups: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        pictures = sorted(images_of(row))
+        groups.setdefault(_sha256(pictures or row), []).append(position)
+    wanted = max(1, round(len(rows) * holdout_share)) if len(groups) > 1 else 0
+    sides: list[Split] = ["train"] * len(rows)
+    held = 0
+    for key in sorted(groups)[:-1]:
+        if held >= wanted:
+            break
+        for position in groups[key]:
+            sides[position] = "holdout"
+        held += len(groups[key])
+    return sides
+
+
+class Datasets:
+    """Every task anybody has taught or wants to teach."""
+
+    def __init__(self, database: Database, audit: Audit, holdout_share: float) -> None:
+        self._database = database
+        self._audit = audit
+        self._holdout_share = holdout_share
+
+    def add(self, name: str, user_id: int, rows: Sequence[Conversation], *, approved_by: str | None = None) -> Dataset:
+        """Store a task; it is queued at once if `approved_by` names an admin, else it waits for one."""
+        sides = split(rows, self._holdout_share)
+        state = DatasetState.QUEUED if approved_by else DatasetState.PENDING
+        hashes = [_sha256(row) for row in rows]
+        with self._database.writing():
+            dataset_id = self._database.insert(
+                "datasets",
+                {
+                    "name": name,
+                    "user_id": user_id,
+                    "sha256": _sha256(hashes),
+                    "state": state,
+                    "train_rows": sides.count("train"),
+                    "holdout_rows": sides.count("holdout"),
+                    "created_at": now(),
+                    "approved_by": approved_by,
+                },
+            )
+            for position, (row, side, sha256) in enumerate(zip(rows, sides, hashes, strict=True)):
+                row_id = self._database.insert(
+                    "rows",
+                    {
+                        "dataset_id": dataset_id,
+                        "position": position,
+                        "split": side,
+                        "sha256": sha256,
+                        "messages": json.dumps(row),
+                    },
+                )
+                for image in set(images_of(row)):
+                    self._database.insert("row_images", {"row_id": row_id, "sha256": image})
+            self._audit.write(
+                approved_by or f"user {user_id}", "dataset.add", str(dataset_id), {"name": name, "rows": len(rows)}
+            )
+        return self.get(dataset_id)
+
+    def get(self, dataset_id: int) -> Dataset:
+        """Return one dataset; raise UnknownDataset if there is none of this id."""
+        row = self._database.row("SELECT * FROM datasets WHERE id = ?", [dataset_id])
+        if row is None:
+            raise UnknownDataset(dataset_id)
+        return _dataset(row)
+
+    def list(self, state: DatasetState | None = None) -> list[Dataset]:
+        """Return datasets in the order in which they came; only those in `state` if it is given."""
+        found = self._database.rows(
+            "SELECT * FROM datasets WHERE :state IS NULL OR state = :state ORDER BY id", {"state": state}
+        )
+        return [_dataset(row) for row in found]
+
+    def rows(self, dataset_id: int, split: Split | None = None, limit: int | None = None) -> list[Row]:
+        """Return the rows of a dataset in their order, of one side if `split` is given, at most `limit`."""
+        found = self._database.rows(
+            "SELECT * FROM rows WHERE dataset_id = :id AND (:split IS NULL OR split = :split)"
+            " ORDER BY position LIMIT :limit",
+            {"id": dataset_id, "split": split, "limit": -1 if limit is None else limit},
+        )
+        return [_row(row) for row in found]
+
+    def row(self, row_id: int) -> Row:
+        """Return one row; raise UnknownRow if there is none of this id."""
+        found = self._database.row("SELECT * FROM rows WHERE id = ?", [row_id])
+        if found is None:
+            raise UnknownRow(row_id)
+        return _row(found)
+
+    def approve(self, dataset_id: int, actor: str) -> Dataset:
+        """Queue a dataset that waits for approval or was set aside. Raises WrongState otherwise."""
+        return self._move(dataset_id, (DatasetState.PENDING, DatasetState.SET_ASIDE), DatasetState.QUEUED, actor)
+
+    def withdraw(self, dataset_id: int, actor: str) -> Dataset:
+        """Take a dataset out of every later round; generations that learned it stay (see `generations`)."""
+        anything = tuple(state for state in DatasetState if state is not DatasetState.WITHDRAWN)
+        return self._move(dataset_id, anything, DatasetState.WITHDRAWN, actor)
+
+    def _move(self, dataset_id: int, before: Iterable[DatasetState], after: DatasetState, actor: str) -> Dataset:
+        with self._database.writing():
+            found = self.get(dataset_id)
+            if found.state not in before:
+                raise WrongState(f"Dataset {dataset_id}", found.state, before)
+            self._database.run(
+                "UPDATE datasets SET state = ?, approved_by = coalesce(approved_by, ?) WHERE id = ?",
+                [after, actor if after is DatasetState.QUEUED else None, dataset_id],
+            )
+            self._audit.write(actor, f"dataset.{after}", str(dataset_id))
+        return self.get(dataset_id)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _dataset(row: dict[str, Any]) -> Dataset:
+    return Dataset(**row | {"state": DatasetState(row["state"])})
+
+
+def _row(row: dict[str, Any]) -> Row:
+    return Row(**row | {"messages": json.loads(row["messages"])})

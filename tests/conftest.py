@@ -1,0 +1,36 @@
+"""What every test may ask for: an empty installation, and a few people in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.records import Conversation, Role, User, image_part, text_part
+from storage.settings import StorageSettings
+from storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty installation in a directory of its own."""
+    with Store(StorageSettings(data_dir=tmp_path / "data")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def admin(store: Store) -> User:
+    """An admin who has chosen no password."""
+    return store.users.create("ada", Role.ADMIN)
+
+
+def question(text: str, answer: str, image: str | None = None) -> Conversation:
+    """Return a row of one question, about a stored image if one is given, and its answer."""
+    asked = [text_part(text)] if image is None else [image_part(image), text_part(text)]
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": [text_part(answer)]}]
+
+
+def questions(count: int, subject: str = "number") -> list[Conversation]:
+    """Return `count` different rows of text."""
+    return [question(f"{subject} {index}?", f"answer {index}") for index in range(count)]

@@ -1,0 +1,164 @@
+"""What the registry promises: the alias moves once, with its verdict, or not at all."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from storage.errors import AliasMoved, LeaseLost, NothingToRollBack, UnknownGeneration, WrongState
+from storage.records import (
+    Answer,
+    DatasetState,
+    Decision,
+    Round,
+    RoundState,
+    User,
+    generation_name,
+    generation_number,
+)
+from storage.store import Store
+from tests.conftest import questions
+
+STEPS = (RoundState.TRAINING, RoundState.EVALUATING, RoundState.JUDGING)
+
+
+def judged(store: Store, admin: User, decision: Decision) -> tuple[Round, int]:
+    """Bring a new round with a published candidate to its verdict; return it and the candidate's number."""
+    store.datasets.add("task", admin.id, questions(5), approved_by=admin.name)
+    store.rounds.enqueue(admin.name)
+    claimed = store.rounds.claim("test", 30)
+    assert claimed is not None
+    lease = str(claimed.lease)
+    champion = store.generations.champion()
+    store.rounds.set_champion(claimed.id, lease, champion)
+    candidate = store.generations.publish(
+        round_id=claimed.id, lease=lease, sha256=f"hash{claimed.id}", parent=champion, rank=8, manifest={"a": 1}
+    )
+    for state in STEPS:
+        store.rounds.advance(claimed.id, lease, state)
+    store.rounds.set_verdict(claimed.id, lease, {"decision": decision, "reasons": ["because"]})
+    return store.rounds.get(claimed.id), candidate.number
+
+
+def promoted(store: Store, admin: User) -> int:
+    """Carry a new round to its promotion; return the new champion."""
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    store.rounds.advance(found.id, str(found.lease), RoundState.SWAPPING)
+    store.generations.promote(
+        round_id=found.id, lease=str(found.lease), candidate=candidate, expected=store.generations.champion()
+    )
+    return candidate
+
+
+def test_promotion_is_one_step_for_alias_round_data_and_audit(store: Store, admin: User) -> None:
+    """When the alias has moved, the round has ended, its data counts as learned, and the log says so."""
+    candidate = promoted(store, admin)
+    assert store.generations.champion() == candidate
+    assert store.rounds.list()[0].state is RoundState.PROMOTED
+    assert store.datasets.get(1).state is DatasetState.LEARNED
+    assert store.audit.list(1)[0].action == "alias.move"
+    assert store.generations.history()[0].previous == 0
+
+
+def test_nothing_is_promoted_without_its_verdict(store: Store, admin: User) -> None:
+    """A round that was not judged `promote` cannot move the alias, even in the right state."""
+    found, candidate = judged(store, admin, Decision.HOLD)
+    lease = str(found.lease)
+    store.rounds.advance(found.id, lease, RoundState.SWAPPING)
+    with pytest.raises(WrongState, match="verdict hold"):
+        store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=0)
+    assert store.generations.champion() == 0
+
+
+def test_a_round_promotes_once(store: Store, admin: User) -> None:
+    """A worker that repeats its last step changes nothing."""
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    lease = str(found.lease)
+    store.rounds.advance(found.id, lease, RoundState.SWAPPING)
+    store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=0)
+    with pytest.raises(LeaseLost):
+        store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=0)
+    assert len(store.generations.history()) == 1
+
+
+def test_the_alias_moves_only_from_where_it_is_expected(store: Store, admin: User) -> None:
+    """If somebody rolled back meanwhile, a promotion is refused and leaves no trace."""
+    promoted(store, admin)
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    lease = str(found.lease)
+    store.rounds.advance(found.id, lease, RoundState.SWAPPING)
+    store.generations.roll_back("ada")
+    with pytest.raises(AliasMoved):
+        store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=1)
+    assert store.generations.champion() == 0
+    assert store.rounds.get(found.id).state is RoundState.SWAPPING
+
+
+def test_roll_back_goes_to_the_parent_and_then_no_further_than_the_base(store: Store, admin: User) -> None:
+    """Each roll-back goes one step up the lineage, and says when there is none."""
+    first, second = promoted(store, admin), promoted(store, admin)
+    assert store.generations.roll_back("ada", expected=second) == first
+    assert store.generations.roll_back("ada") == 0
+    with pytest.raises(NothingToRollBack):
+        store.generations.roll_back("ada")
+
+
+def test_roll_back_never_reaches_a_candidate_that_did_not_serve(store: Store, admin: User) -> None:
+    """Only generations that were judged and promoted once can serve again."""
+    promoted(store, admin)
+    found, candidate = judged(store, admin, Decision.REJECT)
+    store.rounds.finish(found.id, str(found.lease), RoundState.REJECTED)
+    with pytest.raises(UnknownGeneration):
+        store.generations.roll_back("ada", to=candidate)
+
+
+def test_servers_keep_champion_ways_back_and_live_candidate(store: Store, admin: User) -> None:
+    """What must be loaded: who serves, where a roll-back goes, who served last, and who is being judged."""
+    first, second, third = promoted(store, admin), promoted(store, admin), promoted(store, admin)
+    found, candidate = judged(store, admin, Decision.REJECT)
+    assert store.generations.serve_set() == {second, third, candidate}
+    store.rounds.finish(found.id, str(found.lease), RoundState.REJECTED)
+    store.generations.roll_back("ada")
+    assert store.generations.serve_set() == {first, second, third}
+
+
+def test_publishing_again_keeps_the_number(store: Store, admin: User) -> None:
+    """A round that is told again after a crash has one candidate, not two."""
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    again = store.generations.publish(
+        round_id=found.id, lease=str(found.lease), sha256="other", parent=0, rank=8, manifest={}
+    )
+    assert (again.number, again.sha256) == (candidate, f"hash{found.id}")
+    assert len(store.generations.list()) == 1
+
+
+def test_the_database_itself_refuses_a_promotion_without_verdict(store: Store, admin: User) -> None:
+    """Even SQL by hand cannot mark a round promoted that has no verdict."""
+    store.datasets.add("task", admin.id, questions(5), approved_by=admin.name)
+    found = store.rounds.enqueue("ada")
+    with pytest.raises(sqlite3.IntegrityError):
+        store.database.run("UPDATE rounds SET state = 'promoted' WHERE id = ?", [found.id])
+
+
+def test_the_matrix_grows_by_a_row_per_generation(store: Store, admin: User) -> None:
+    """Each generation's newest mean score per dataset is in the matrix; what was not asked is empty."""
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    rows = store.datasets.rows(1, "holdout")
+    answers = [
+        Answer(row_id=rows[0].id, dataset_id=1, generation=generation, answer="x", score=score)
+        for generation, score in ((0, 0.0), (candidate, 1.0))
+    ]
+    store.evaluations.add_answers(found.id, str(found.lease), answers)
+    store.evaluations.add_answers(found.id, str(found.lease), answers)
+    matrix = store.evaluations.matrix()
+    assert (matrix.generations, matrix.datasets, matrix.values) == ((0, candidate), (1,), ((0.0,), (1.0,)))
+    (flip,) = store.evaluations.flipped(found.id, 0, candidate)
+    assert (flip["old_score"], flip["new_score"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["assistant", "assistant@", "assistant@-1", "assistant@07", "base@1", "assistant@1 "])
+def test_only_exact_names_are_generations(name: str) -> None:
+    """A name that is not exactly `assistant@N` is no generation."""
+    assert generation_number(name) is None
+    assert generation_number(generation_name(7)) == 7
