@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -27,6 +28,7 @@ from learner.settings import LearnerSettings
 from learner.train import TrainingJob, train
 from serving.base_model import resolve
 from serving.client import VLLM
+from serving.manifest import MANIFEST
 from serving.settings import ServingSettings
 from serving.swap import bring_up
 from storage.errors import LeaseLost, LlacaError, RoundCancelled, TrainingStopped, WorkerStopping
@@ -58,7 +60,7 @@ class RoundStory:
     def tell(self) -> None:
         """Carry the round to its end; an error that a person must mend ends it as failed, with the reason."""
         try:
-            self.settings = load(LearnerSettings, self.round.settings | {"policy": self.round.policy})
+            self.settings = load(LearnerSettings, self._asked_for())
             candidate = self._learn()
             self._evaluate(candidate)
             verdict = self._judge(candidate)
@@ -75,10 +77,14 @@ class RoundStory:
             self.store.rounds.finish(self.round.id, self.lease.token, RoundState.FAILED, str(error))
         shutil.rmtree(self.workspace, ignore_errors=True)
 
+    def _asked_for(self) -> dict[str, Any]:
+        """What this round sets itself; the rest are the learner's settings."""
+        return self.round.settings | ({"policy": self.round.policy} if self.round.policy else {})
+
     def _learn(self) -> Generation:
         """Prepare and train, unless an earlier attempt has published the candidate already."""
-        self.store.rounds.set_champion(self.round.id, self.lease.token, self.store.generations.champion())
-        self.round = self.store.rounds.get(self.round.id)
+        champion = self.store.generations.champion()
+        self.round = self.store.rounds.prepare(self.round.id, self.lease.token, champion, self.settings.policy)
         base = resolve(self.serving, self.store.data_dir)
         self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
         if self.round.candidate is not None:
@@ -96,7 +102,7 @@ class RoundStory:
             sha256=directory.name,
             parent=self.champion,
             rank=job.settings.rank,
-            manifest=self._manifest(base),
+            manifest=json.loads((directory / MANIFEST).read_text(encoding="utf-8")),
         )
 
     def _evaluate(self, candidate: Generation) -> None:
@@ -164,6 +170,7 @@ class RoundStory:
             settings=self.settings,
             first_task=self.champion == BASE,
             workspace=self.workspace,
+            max_rank=self.serving.max_lora_rank,
         )
 
     def _report(self, step: int, steps: int, values: dict[str, Any]) -> None:

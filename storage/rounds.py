@@ -39,8 +39,11 @@ class Rounds:
 
     # -- for those who ask ------------------------------------------------------------------------------------
 
-    def enqueue(self, requested_by: str, policy: str = "llaca", settings: dict[str, Any] | None = None) -> Round:
-        """Ask for a round over every queued dataset. Raises NothingToLearn, or RoundInProgress if one is unfinished."""
+    def enqueue(self, requested_by: str, policy: str = "", settings: dict[str, Any] | None = None) -> Round:
+        """Ask for a round over every queued dataset, with the learner's own policy and settings where none are given.
+
+        Raises NothingToLearn, or RoundInProgress if one is unfinished.
+        """
         with self._database.writing():
             unfinished = self.unfinished()
             if unfinished is not None:
@@ -154,11 +157,15 @@ class Rounds:
             self._event(round_id, state, message)
         return self.get(round_id)
 
-    def set_champion(self, round_id: int, lease: str, champion: int) -> None:
-        """Fix the generation from which the round starts and against which it is judged; only the first call counts."""
+    def prepare(self, round_id: int, lease: str, champion: int, policy: str) -> Round:
+        """Fix the generation from which the round starts and is judged, and its policy; only the first call counts."""
         with self._database.writing():
             self._held(round_id, lease)
-            self._database.run("UPDATE rounds SET champion = coalesce(champion, ?) WHERE id = ?", [champion, round_id])
+            self._database.run(
+                "UPDATE rounds SET champion = coalesce(champion, ?), policy = coalesce(nullif(policy, ''), ?) WHERE id = ?",
+                [champion, policy, round_id],
+            )
+        return self.get(round_id)
 
     def set_verdict(self, round_id: int, lease: str, verdict: dict[str, Any]) -> None:
         """Store what the gate decided and on what grounds."""

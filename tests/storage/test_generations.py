@@ -6,7 +6,13 @@ import sqlite3
 
 import pytest
 
-from storage.errors import AliasMoved, LeaseLost, NothingToRollBack, UnknownGeneration, WrongState
+from storage.errors import (
+    AliasMoved,
+    LeaseLost,
+    NothingToRollBack,
+    UnknownGeneration,
+    WrongState,
+)
 from storage.records import (
     Answer,
     DatasetState,
@@ -31,7 +37,7 @@ def judged(store: Store, admin: User, decision: Decision) -> tuple[Round, int]:
     assert claimed is not None
     lease = str(claimed.lease)
     champion = store.generations.champion()
-    store.rounds.set_champion(claimed.id, lease, champion)
+    store.rounds.prepare(claimed.id, lease, champion, "llaca")
     candidate = store.generations.publish(
         round_id=claimed.id, lease=lease, sha256=f"hash{claimed.id}", parent=champion, rank=8, manifest={"a": 1}
     )

@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
-from storage.errors import LeaseLost, NothingToLearn, RoundInProgress, UnknownRound, WrongState
+from storage.errors import (
+    LeaseLost,
+    NothingToLearn,
+    RoundInProgress,
+    UnknownRound,
+    WrongState,
+)
 from storage.records import ACTIVE, TRANSITIONS, DatasetState, Round, RoundState, User
 from storage.rounds import MAX_ATTEMPTS
 from storage.settings import StorageSettings
@@ -77,7 +88,7 @@ def test_an_expired_lease_hands_the_round_over_and_shuts_the_old_worker_out(stor
         lambda: store.rounds.advance(old.id, token, RoundState.TRAINING),
         lambda: store.rounds.record(old.id, token, "note", "late"),
         lambda: store.rounds.record_metrics(old.id, token, 1, 2, {}),
-        lambda: store.rounds.set_champion(old.id, token, 0),
+        lambda: store.rounds.prepare(old.id, token, 0, "llaca"),
         lambda: store.rounds.set_verdict(old.id, token, {"decision": "promote", "reasons": []}),
         lambda: store.rounds.finish(old.id, token, RoundState.FAILED),
         lambda: store.rounds.release(old.id, token, "late", counts=True),

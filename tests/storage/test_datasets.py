@@ -1,0 +1,47 @@
+"""What datasets promise: a split for ever, and states that only move as they may."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.datasets import split
+from storage.errors import UnknownDataset, WrongState
+from storage.records import DatasetState, User
+from storage.store import Store
+from tests.conftest import question, questions
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60))
+def test_no_picture_is_on_both_sides(pictures: list[int]) -> None:
+    """Rows about the same picture fall on one side, and something always remains to train on."""
+    rows = [question(f"{i}?", "a", image=f"{picture:064x}") for i, picture in enumerate(pictures)]
+    sides = split(rows, 0.2)
+    both = {p for p, s in zip(pictures, sides, strict=True) if s == "train"} & {
+        p for p, s in zip(pictures, sides, strict=True) if s == "holdout"
+    }
+    assert not both
+    assert "train" in sides
+    assert ("holdout" in sides) == (len(set(pictures)) > 1)
+
+
+def test_the_split_is_for_ever(store: Store, admin: User) -> None:
+    """The same rows split the same way whenever and in whatever order they come."""
+    rows = questions(50)
+    first = store.datasets.add("a", admin.id, rows)
+    second = store.datasets.add("b", admin.id, rows[::-1])
+    held = [{row.sha256 for row in store.datasets.rows(d.id, "holdout")} for d in (first, second)]
+    assert held[0] == held[1]
+    assert first.holdout_rows == 10
+
+
+def test_only_waiting_data_is_approved(store: Store, admin: User) -> None:
+    """Approval queues what waits, once; withdrawing is possible at any time and final."""
+    dataset = store.datasets.add("a", admin.id, questions(5))
+    assert store.datasets.approve(dataset.id, "ada").state is DatasetState.QUEUED
+    with pytest.raises(WrongState, match="queued"):
+        store.datasets.approve(dataset.id, "ada")
+    assert store.datasets.withdraw(dataset.id, "ada").state is DatasetState.WITHDRAWN
+    with pytest.raises(UnknownDataset):
+        store.datasets.approve(99, "ada")
