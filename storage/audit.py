@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from storage.clock import now
@@ -28,7 +29,7 @@ class Audit:
             previous = str(last["sha256"]) if last else FIRST
             self._database.insert("audit", line | {"sha256": _chain(previous, line)})
 
-    def list(self, limit: int = 100) -> list[AuditEntry]:
+    def list(self, limit: int = 100) -> Sequence[AuditEntry]:
         """Return the newest lines first."""
         found = self._database.rows(
             "SELECT id, at, actor, action, object, detail FROM audit ORDER BY id DESC LIMIT ?", [limit]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from storage.clock import now
@@ -26,7 +27,7 @@ class Conversations:
         )
         return self.get(conversation_id, user_id)
 
-    def list(self, user_id: int) -> list[ConversationInfo]:
+    def list(self, user_id: int) -> Sequence[ConversationInfo]:
         """Return a user's conversations, the most recently used first."""
         found = self._database.rows(
             "SELECT * FROM conversations WHERE user_id = ? ORDER BY updated_at DESC, id DESC", [user_id]
@@ -42,7 +43,7 @@ class Conversations:
             raise UnknownConversation(conversation_id)
         return ConversationInfo(**row)
 
-    def messages(self, conversation_id: int, user_id: int) -> list[StoredMessage]:
+    def messages(self, conversation_id: int, user_id: int) -> Sequence[StoredMessage]:
         """Return the messages of a conversation in their order."""
         self.get(conversation_id, user_id)
         found = self._database.rows(
@@ -57,7 +58,7 @@ class Conversations:
         conversation_id: int,
         user_id: int,
         role: Literal["system", "user", "assistant"],
-        content: list[Part],
+        content: Sequence[Part],
         *,
         generation: str | None = None,
         state: Literal["complete", "interrupted"] = "complete",
@@ -116,7 +117,7 @@ class Conversations:
         return row is not None
 
 
-def _title(content: list[Part]) -> str:
+def _title(content: Sequence[Part]) -> str:
     words = " ".join(part["text"] for part in content if part["type"] == "text").split()
     return " ".join(words)[:TITLE_LENGTH] or "Picture"
 

@@ -90,14 +90,14 @@ class Datasets:
             raise UnknownDataset(dataset_id)
         return _dataset(row)
 
-    def list(self, state: DatasetState | None = None) -> list[Dataset]:
+    def list(self, state: DatasetState | None = None) -> Sequence[Dataset]:
         """Return datasets in the order in which they came; only those in `state` if it is given."""
         found = self._database.rows(
             "SELECT * FROM datasets WHERE :state IS NULL OR state = :state ORDER BY id", {"state": state}
         )
         return [_dataset(row) for row in found]
 
-    def rows(self, dataset_id: int, split: Split | None = None, limit: int | None = None) -> list[Row]:
+    def rows(self, dataset_id: int, split: Split | None = None, limit: int | None = None) -> Sequence[Row]:
         """Return the rows of a dataset in their order, of one side if `split` is given, at most `limit`."""
         found = self._database.rows(
             "SELECT * FROM rows WHERE dataset_id = :id AND (:split IS NULL OR split = :split)"
@@ -112,6 +112,15 @@ class Datasets:
         if found is None:
             raise UnknownRow(row_id)
         return _row(found)
+
+    def may_see(self, user_id: int | None, sha256: str) -> bool:
+        """Whether an image stands in a dataset of this user, or of anybody if `user_id` is None."""
+        row = self._database.row(
+            "SELECT 1 FROM row_images JOIN rows ON rows.id = row_id JOIN datasets ON datasets.id = dataset_id"
+            " WHERE row_images.sha256 = :sha256 AND (:user_id IS NULL OR user_id = :user_id) LIMIT 1",
+            {"sha256": sha256, "user_id": user_id},
+        )
+        return row is not None
 
     def approve(self, dataset_id: int, actor: str) -> Dataset:
         """Queue a dataset that waits for approval or was set aside. Raises WrongState otherwise."""

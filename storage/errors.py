@@ -230,12 +230,14 @@ class BadUpload(LlacaError, ValueError):
     """
 
     code = "bad_upload"
-    allowed: ClassVar[str] = ""
+    allowed: str = ""
     fix: ClassVar[str] = ""
 
     def __init__(self, found: str, *, allowed: str = "", field: str | None = None) -> None:
-        self.finding = f"Found {found}; allowed: {allowed or self.allowed}."
+        self.found = found
+        self.allowed = allowed or self.allowed
         self.field = field
+        self.finding = f"Found {found}; allowed: {self.allowed}."
         super().__init__(f"{self.finding} {self.fix}")
 
 
@@ -287,10 +289,10 @@ class UnsupportedCompression(BadUpload):
 
 
 class ArchiveTooLarge(BadUpload):
-    """The archive unpacks to more bytes than allowed, in total or for its own size."""
+    """An archive or parquet file unpacks to more bytes than allowed, in total or for its own size."""
 
     code = "archive_too_large"
-    fix = "Split the data into several archives."
+    fix = "Split the data into several files."
 
 
 class TooManyFiles(BadUpload):
@@ -629,6 +631,89 @@ class ImageTooCostly(BadImage):
 # --- serving ---------------------------------------------------------------------------------------------------
 
 
+class ServingUnavailable(LlacaError, ConnectionError):
+    """A vLLM server cannot be reached or failed before the first word; nothing was shown, so asking again is safe."""
+
+    code = "serving_unavailable"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"The model server {url} does not answer ({reason}); it may be starting. Try again shortly.")
+        self.url = url
+
+
+class UnknownModel(LlacaError, LookupError):
+    """A vLLM server does not have this generation loaded; raised before the first word."""
+
+    code = "unknown_model"
+
+    def __init__(self, url: str, model: str) -> None:
+        super().__init__(f"The model server {url} has no {model} loaded; it is loaded again within seconds.")
+        self.model = model
+
+
+class RequestRejected(LlacaError, ValueError):
+    """A vLLM server understood a request and will never answer it, for example because it is too long."""
+
+    code = "request_rejected"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The model cannot answer this: {reason}")
+
+
+class ReplyInterrupted(LlacaError, ConnectionError):
+    """A reply broke off after its first word; the caller keeps what it has and marks it interrupted."""
+
+    code = "reply_interrupted"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"The model server {url} broke off in the middle of a reply ({reason}).")
+
+
+class AdapterRefused(LlacaError, ValueError):
+    """A vLLM server will not load an adapter."""
+
+    code = "adapter_refused"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"The model server does not load {name}: {reason}")
+
+
+class AdapterChanged(LlacaError, ValueError):
+    """The files of a generation are not those that were published; they must not be served."""
+
+    code = "adapter_changed"
+
+    def __init__(self, directory: object, what: str) -> None:
+        super().__init__(f"{directory}: {what}. Restore the directory from a backup, or roll back.")
+
+
+class ProbeRefused(LlacaError, ValueError):
+    """A loaded adapter does not behave as the learner measured, so it must not become the champion."""
+
+    code = "probe_refused"
+
+    def __init__(self, name: str, url: str, reason: str) -> None:
+        super().__init__(f"{name} on {url} failed its probe: {reason}")
+
+
+class ProgramRefused(LlacaError, RuntimeError):
+    """A supervised program ended with status 2, which means that starting it again cannot help."""
+
+    code = "program_refused"
+
+    def __init__(self, name: str, last_lines: str, log: object) -> None:
+        super().__init__(f"{name} cannot start as it is set up ({log}):\n{last_lines}")
+
+
+class BaseModelUnavailable(LlacaError, RuntimeError):
+    """The base model that the settings name cannot be found, fetched or assembled."""
+
+    code = "base_model_unavailable"
+
+    def __init__(self, model: str, found: str, fix: str) -> None:
+        super().__init__(f"The base model {model!r} cannot be used: {found}; {fix}.")
+
+
 # --- learner ---------------------------------------------------------------------------------------------------
 
 
@@ -657,6 +742,80 @@ class TrainingStopped(LlacaError, RuntimeError):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"Training stopped after step {step}; the checkpoint allows it to go on.")
+
+
+class UnsuitableModel(LlacaError, ValueError):
+    """The base model cannot be taught here."""
+
+    code = "unsuitable_model"
+
+    def __init__(self, base: object, reason: str) -> None:
+        super().__init__(f"The model {base} cannot be taught: {reason}. Choose an image-text model by LLACA_MODEL.")
+
+
+class UnservableAdapter(LlacaError, ValueError):
+    """An adapter with these properties would be refused by vLLM, so it is not trained."""
+
+    code = "unservable_adapter"
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        super().__init__(
+            f"vLLM would not serve this adapter: {'; '.join(problems)}. Change LLACA_RANK or LLACA_MAX_LORA_RANK."
+        )
+
+
+class AdapterMismatch(LlacaError, ValueError):
+    """The adapter from which a round would go on is not of the shape that it would train."""
+
+    code = "adapter_mismatch"
+
+    def __init__(self, name: str, found: object, wanted: object) -> None:
+        super().__init__(
+            f"The serving generation has {name} {found!r}, but the settings ask for {wanted!r}; "
+            "a round continues its parent's weights. Set it back, or roll back to the base model first."
+        )
+
+
+class UnusableRow(LlacaError, ValueError):
+    """A row of a dataset cannot be turned into tokens of this model with a known place for the answer."""
+
+    code = "unusable_row"
+
+    def __init__(self, dataset_id: int, position: int, reason: str, *, turn: int | None = None) -> None:
+        place = f"Dataset {dataset_id}, row {position}" + ("" if turn is None else f", turn {turn}")
+        super().__init__(f"{place}: {reason}. Correct the row, or withdraw the dataset.")
+
+
+class RowsTooLong(LlacaError, ValueError):
+    """Some rows have more tokens than fit; none is cut, because a cut answer would be learned as complete."""
+
+    code = "rows_too_long"
+
+    def __init__(self, long: int, total: int, dataset_id: int, position: int, tokens: int, most: int) -> None:
+        super().__init__(
+            f"{long} of {total} rows have more than {most} tokens; the longest, row {position} of dataset "
+            f"{dataset_id}, has {tokens}. Shorten them or make their images fewer, or raise LLACA_ROW_MAX_TOKENS "
+            "if the model's context allows."
+        )
+
+
+class CheckpointMismatch(LlacaError, ValueError):
+    """The checkpoints in a workspace were written by a round with other data or settings."""
+
+    code = "checkpoint_mismatch"
+
+    def __init__(self, directory: object) -> None:
+        super().__init__(f"{directory} holds checkpoints of another round; remove it, or give the round its own.")
+
+
+class TrainingDiverged(LlacaError, ArithmeticError):
+    """A loss, gradient or weight is not a finite number, so the adapter is lost."""
+
+    code = "training_diverged"
+
+    def __init__(self, what: str, step: int | None = None) -> None:
+        when = "" if step is None else f" at step {step}"
+        super().__init__(f"Training diverged{when}: {what} is not finite. Lower LLACA_LEARNING_RATE and run again.")
 
 
 # --- app -------------------------------------------------------------------------------------------------------
@@ -741,3 +900,12 @@ class ForeignOrigin(Refused):
 
     def __init__(self, found: str) -> None:
         super().__init__(f"The request comes from {found}, not from this server's own page.")
+
+
+class AlreadyRunning(Conflict):
+    """`llaca up` was started while another one runs on the same data directory."""
+
+    code = "already_running"
+
+    def __init__(self, data_dir: object) -> None:
+        super().__init__(f"`llaca up` runs already on {data_dir}; stop it first, or choose another LLACA_DATA_DIR.")

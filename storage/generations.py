@@ -7,6 +7,7 @@ writes the audit line: there is no moment at which one of these is true and anot
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Generations:
             raise UnknownGeneration(number)
         return _generation(row, self.root)
 
-    def list(self) -> list[Generation]:
+    def list(self) -> Sequence[Generation]:
         """Return every generation, newest first."""
         found = self._database.rows("SELECT * FROM generations ORDER BY number DESC")
         return [_generation(row, self.root) for row in found]
@@ -65,7 +66,7 @@ class Generations:
         found = self._database.rows("SELECT DISTINCT generation FROM alias_history")
         return {row["generation"] for row in found} | {BASE}
 
-    def history(self) -> list[AliasChange]:
+    def history(self) -> Sequence[AliasChange]:
         """Return every move of the alias, newest first."""
         found = self._database.rows(
             "SELECT at, generation, previous, actor, reason, round_id FROM alias_history ORDER BY id DESC"

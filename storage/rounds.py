@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from storage.audit import Audit
@@ -75,7 +76,7 @@ class Rounds:
             raise UnknownRound(round_id)
         return _round(row)
 
-    def list(self, limit: int = 50) -> list[Round]:
+    def list(self, limit: int = 50) -> Sequence[Round]:
         """Return rounds, newest first."""
         return [_round(row) for row in self._database.rows("SELECT * FROM rounds ORDER BY id DESC LIMIT ?", [limit])]
 
@@ -84,7 +85,7 @@ class Rounds:
         row = self._database.row(f"SELECT * FROM rounds WHERE state = 'queued' OR state IN ({_ACTIVE})")
         return _round(row) if row else None
 
-    def dataset_ids(self, round_id: int) -> list[int]:
+    def dataset_ids(self, round_id: int) -> Sequence[int]:
         """Return the datasets this round learns."""
         found = self._database.rows(
             "SELECT dataset_id FROM round_datasets WHERE round_id = ? ORDER BY dataset_id", [round_id]
@@ -105,12 +106,12 @@ class Rounds:
             self._audit.write(actor, "round.cancel", str(round_id))
         return self.get(round_id)
 
-    def events(self, round_id: int, after: int = 0) -> list[Event]:
+    def events(self, round_id: int, after: int = 0) -> Sequence[Event]:
         """Return what happened in a round, oldest first, from the event after `after` on."""
         found = self._database.rows("SELECT * FROM events WHERE round_id = ? AND id > ? ORDER BY id", [round_id, after])
         return [Event(**row | {"data": json.loads(row["data"])}) for row in found]
 
-    def metrics(self, round_id: int, after_step: int = -1) -> list[StepMetrics]:
+    def metrics(self, round_id: int, after_step: int = -1) -> Sequence[StepMetrics]:
         """Return what was measured at each optimizer step after `after_step`."""
         found = self._database.rows(
             "SELECT step, data FROM metrics WHERE round_id = ? AND step > ? ORDER BY step", [round_id, after_step]

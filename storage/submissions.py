@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from storage.clock import now
@@ -44,7 +45,7 @@ class Submissions:
             raise UnknownSubmission(submission_id)
         return _submission(row)
 
-    def list(self, user_id: int | None = None) -> list[Submission]:
+    def list(self, user_id: int | None = None) -> Sequence[Submission]:
         """Return uploads, newest first; of one user if `user_id` is given."""
         found = self._database.rows(
             "SELECT * FROM submissions WHERE :user_id IS NULL OR user_id = :user_id ORDER BY id DESC",

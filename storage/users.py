@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Any, Literal
-
 import sqlite3
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
@@ -59,7 +59,7 @@ class Users:
         """Return the user of this name, in any case; raise UnknownUser if there is none."""
         return self._one("WHERE users.name = ?", name)
 
-    def list(self) -> list[User]:
+    def list(self) -> Sequence[User]:
         """Return everybody, by name."""
         return [_user(row) for row in self._database.rows(f"{_USER} ORDER BY name")]
 
