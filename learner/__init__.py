@@ -1,0 +1,1 @@
+"""What learns: training, policies, evaluation, the gate, the schedule and the worker."""

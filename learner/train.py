@@ -1,0 +1,302 @@
+"""Trains one adapter: one process, one explicit loop, from the first row to the last step.
+
+It goes on from the newest checkpoint in the job's workspace, so that a round which was cut off ends with the weights of
+an uninterrupted one (the same bits on a CPU). What a round does against forgetting is its policy's, in `policies.py`.
+It does not know rounds, generations or the database: rows come in, metrics and an adapter go out.
+
+Shape suffixes: B rows of a batch, T tokens, K tokens kept for the output head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel, get_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, ProcessorMixin
+
+from learner.checkpoint import Checkpoints
+from learner.data import IGNORED, ReadImage, Renderer, collate, prepare, steps_of
+from learner.model import attach_adapter, load_base, trainable
+from learner.policies import Policy, policy_for
+from learner.settings import LearnerSettings
+from storage.errors import TrainingDiverged, TrainingStopped
+from storage.records import Row
+
+POLICY_STATE = "policy_state.safetensors"
+"""File in a generation's directory with what the next round of its policy must remember, if anything."""
+SHORT_ROW = 256
+"""Up to this many tokens plain attention beats the fused one on a CPU, whose backward pass is slow: 3.2 against 9.7 ms
+per layer for 4 rows of 64 tokens. Beyond it the square of the length costs too much memory."""
+
+Report = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """What one round trains."""
+
+    base: Path
+    """Directory of the base model."""
+    parent_adapter: Path | None
+    """Directory of the generation to go on from; None for the bare base model."""
+    rows: list[Row]
+    image: ReadImage
+    """Returns the encoded image of a SHA-256."""
+    settings: LearnerSettings
+    first_task: bool
+    """Whether nothing was learned before, so that there is nothing to protect."""
+    workspace: Path
+    """Directory of this round's checkpoints."""
+    max_rank: int = 64
+    """Largest rank the server takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    """What a round ended with."""
+
+    job: TrainingJob
+    weights: dict[str, Tensor]
+    """The adapter in fp32, under the names of PEFT's files."""
+    model: PeftModel
+    renderer: Renderer
+    policy_state: dict[str, Tensor]
+    summary: dict[str, Any]
+    """Facts for the manifest, the same each time the job is done again."""
+
+
+def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> TrainedAdapter:
+    """Train the job's adapter to the end; `report(step, steps, values)` is called after every optimizer step.
+
+    Raises TrainingStopped, after a checkpoint, when `should_stop()` says so; TrainingDiverged at the first number that
+    is not finite; and before the first step UnsuitableModel, UnservableAdapter, AdapterMismatch, UnusableRow,
+    RowsTooLong or CheckpointMismatch.
+    """
+    settings = job.settings
+    set_seed(settings.seed)
+    accelerator = Accelerator(mixed_precision="bf16")
+
+    base, processor = load_base(job.base, accelerator.device)
+    renderer = Renderer(processor, ends_of_turn(base, processor))
+    examples = prepare(job.rows, renderer, job.image, min(settings.row_max_tokens, context_of(base)))
+    lengths = [example.length for example in examples]
+    if accelerator.device.type == "cpu":
+        base.set_attn_implementation("eager" if max(lengths) <= SHORT_ROW else "sdpa")
+    steps = steps_of(
+        lengths,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        accumulation=settings.gradient_accumulation,
+        seed=settings.seed,
+    )
+
+    model = attach_adapter(base, settings, job.parent_adapter, job.max_rank)
+    names, weights = trainable(model)
+    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+    policy = policy_for(settings, job.first_task)
+    policy.prepare(names, weights, inherited_state(job.parent_adapter))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    pad_id = processor.tokenizer.pad_token_id or 0
+
+    checkpoints = Checkpoints(job.workspace / "checkpoints", identity_of(job))
+    found = checkpoints.latest()
+    done, values = 0, dict[str, Any]()
+    if found is not None:
+        done, values = found.step, found.facts["values"]
+        restore(found.tensors, weights, optimizer, policy)
+
+    model.train()
+    with disable_input_dtype_casting(model):  # autocast does it; PEFT would copy every input to fp32 first
+        for step in range(done, len(steps)):
+            if should_stop():
+                checkpoints.save(step, snapshot(weights, optimizer, policy), {"values": values})
+                raise TrainingStopped(step)
+            started = time.perf_counter()
+            batches = [collate([examples[index] for index in batch], pad_id) for batch in steps[step]]
+            loss_sum = backward(accelerator, model, policy, batches)
+            norm = accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
+            mean_loss, gradient_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
+            check_finite(step + 1, loss=mean_loss, gradient=gradient_norm)
+            policy.after_backward()
+
+            rate = learning_rate(step, len(steps), settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            values = policy.after_step()
+            optimizer.zero_grad()
+
+            values |= {
+                "loss": mean_loss,
+                "learning_rate": rate,
+                "grad_norm": gradient_norm,
+                "samples_per_second": sum(len(batch) for batch in steps[step])
+                / (time.perf_counter() - started),
+            }
+            report(step + 1, len(steps), values)
+            if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == len(steps):
+                checkpoints.save(step + 1, snapshot(weights, optimizer, policy), {"values": values})
+
+    policy_state = policy.finish()
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
+    return TrainedAdapter(
+        job=job,
+        weights={
+            name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()
+        },
+        model=model,
+        renderer=renderer,
+        policy_state=policy_state,
+        summary={
+            "steps": len(steps),
+            "rows": len(examples),
+            "tokens": sum(lengths),
+            "last": last_facts(values),
+        },
+    )
+
+
+def backward(
+    accelerator: Accelerator,
+    model: PeftModel,
+    policy: Policy,
+    batches: Sequence[tuple[dict[str, Tensor], Tensor]],
+) -> Tensor:
+    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device."""
+    answer_tokens = sum(int((labels_BT[:, 1:] != IGNORED).sum()) for _, labels_BT in batches)
+    total = torch.zeros((), device=accelerator.device)
+    for inputs, labels_BT in batches:
+        moved = {name: value.to(accelerator.device) for name, value in inputs.items()}
+        # Divided by the tokens of the whole step: accumulated batches then weigh as in one large batch.
+        loss = answer_loss(model, moved, labels_BT.to(accelerator.device)) / answer_tokens
+        accelerator.backward(loss + policy.extra_loss(model, moved))
+        total += loss.detach()
+    return total
+
+
+def answer_loss(model: PeftModel, inputs: dict[str, Tensor], labels_BT: Tensor) -> Tensor:
+    """Return the summed cross entropy of the labelled tokens, running the output head only where one is predicted."""
+    targets_BT = labels_BT[:, 1:]
+    kept_K = (targets_BT != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits_BKV = kept_logits(model, inputs, kept_K)
+    return cross_entropy(
+        logits_BKV.float().flatten(0, 1),
+        targets_BT[:, kept_K].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+def kept_logits(model: PeftModel, inputs: dict[str, Tensor], kept_K: Tensor) -> Tensor:
+    """Return the logits at these positions [B, K, V], by the model's own `logits_to_keep` where it has one."""
+    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
+        kept_BKV: Tensor = model(**inputs, logits_to_keep=kept_K, use_cache=False).logits
+        return kept_BKV
+    logits_BTV: Tensor = model(**inputs, use_cache=False).logits
+    return logits_BTV[:, kept_K]
+
+
+def learning_rate(step: int, steps: int, settings: LearnerSettings) -> float:
+    """Return the rate of a step counted from 0: a linear rise over the warm-up, then half a cosine down to zero."""
+    warmup = math.ceil(settings.warmup_share * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def ends_of_turn(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:
+    """Return the tokens at which generation stops."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*several, processor.tokenizer.eos_token_id] if token is not None)
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Return how many tokens the language model was made for."""
+    context: int = model.config.get_text_config().max_position_embeddings
+    return context
+
+
+def last_facts(values: dict[str, Any]) -> dict[str, Any]:
+    """Return of the last step's metrics what does not depend on the machine's speed."""
+    return {name: value for name, value in values.items() if name in ("loss", "grad_norm", "beta")}
+
+
+def check_finite(step: int, **numbers: float) -> None:
+    """Raise TrainingDiverged if one of them is NaN or infinite."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise TrainingDiverged(f"the {name}", step)
+
+
+def inherited_state(parent: Path | None) -> dict[str, Tensor]:
+    """Return what the parent's round left for the next one of its policy."""
+    if parent is None or not (parent / POLICY_STATE).exists():
+        return {}
+    return load_file(parent / POLICY_STATE)
+
+
+def identity_of(job: TrainingJob) -> str:
+    """Return a hash of everything that decides the weights, so that a checkpoint is not used for another job."""
+    decides = {
+        "base": str(job.base),
+        "parent": str(job.parent_adapter),
+        "rows": [row.sha256 for row in job.rows],
+        "settings": job.settings.model_dump(mode="json"),
+        "first_task": job.first_task,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def snapshot(
+    weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, policy: Policy
+) -> dict[str, Tensor]:
+    """Return everything that the next step depends on, as named tensors."""
+    tensors = {f"weight.{index}": weight.detach() for index, weight in enumerate(weights)}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors |= {f"policy.{name}": value for name, value in policy.state().items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(
+    tensors: dict[str, Tensor],
+    weights: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    policy: Policy,
+) -> None:
+    """Put everything back as `snapshot` found it."""
+    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "optimizer": {}, "policy": {}, "random": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    with torch.no_grad():
+        for index, weight in enumerate(weights):
+            weight.copy_(parts["weight"][str(index)])
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index_text, _, field = name.partition(".")
+        states.setdefault(int(index_text), {})[field] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+    policy.restore(parts["policy"])
+    torch.set_rng_state(parts["random"]["cpu"])
+    if "cuda" in parts["random"]:
+        torch.cuda.set_rng_state(parts["random"]["cuda"])
