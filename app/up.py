@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +21,9 @@ import typer
 from app.settings import AppSettings
 from serving.settings import ServingSettings
 from serving.supervise import Program, Supervisor
-from storage.errors import AlreadyRunning, BadSetting, LlacaError, UnknownUser
+from storage.errors import AlreadyRunning, BadSetting, LlacaError, ProgramRefused, UnknownUser
 from storage.records import Role, User
-from storage.settings import StorageSettings, load
+from storage.settings import StorageSettings, load, names_of, refuse_unknown
 from storage.store import Store
 
 FIRST_ADMIN = "admin"
@@ -33,9 +35,9 @@ def run() -> int:
     """Run everything until SIGINT or SIGTERM; return the exit status."""
     status = 0
     try:
-        # Every setting is read here once, so that a bad one is one sentence now and not a log of restarts.
-        settings, _ = load(AppSettings), load(ServingSettings)
-        with Store(load(StorageSettings)) as store, _only_one(store):
+        settings, kept = _settings()
+        with Store(kept) as store, _only_one(store):
+            store.clear_temporary()
             _check_port(settings)
             asyncio.run(_run(store, settings))
     except* LlacaError as errors:
@@ -43,6 +45,20 @@ def run() -> int:
             typer.echo(f"llaca: {error}", err=True)
         status = 1
     return status
+
+
+def _settings() -> tuple[AppSettings, StorageSettings]:
+    """Read every setting once, so that a bad or misspelt one is one sentence now and not a log of restarts."""
+    settings, kept = load(AppSettings), load(StorageSettings)
+    load(ServingSettings)
+    # The learner's are asked of the learner: the web side does not import it.
+    asked = subprocess.run(
+        [sys.executable, "-m", "learner.settings"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode != 0:
+        raise ProgramRefused("learner", asked.stderr.strip(), "its settings")
+    refuse_unknown(names_of(AppSettings, StorageSettings, ServingSettings) | set(json.loads(asked.stdout)))
+    return settings, kept
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def _work(store: Store, settings: LearnerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _signal, _frame: worker.stop())
     scheduler = start(store, settings, worker)
+    store.processes.announce("learner", {"cron": settings.cron})
     worker.run()
     scheduler.shutdown()
     return 0

@@ -5,11 +5,14 @@ A round may carry its own values for any of them; they are checked when the roun
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Literal
 
 from pydantic import Field
 
-from storage.settings import Settings
+from storage.errors import BadSetting
+from storage.settings import Settings, load, names_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The LoRA ranks for which vLLM has kernels (`MaxLoRARanks` in vllm/config/lora.py, 0.32)."""
@@ -82,3 +85,18 @@ class LearnerSettings(Settings):
     """A worker that has not been heard of for this long loses its round to the next one."""
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     """How often a worker tells that it is alive. Well below the lease."""
+
+
+def main() -> int:
+    """Print which variables the learner reads, or what is wrong with one; for processes that must not import it."""
+    try:
+        load(LearnerSettings)
+    except BadSetting as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(sorted(names_of(LearnerSettings))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

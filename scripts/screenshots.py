@@ -11,12 +11,12 @@ import getpass
 import os
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync", "--no-first-run"]  # fmt: skip
-SIZE = {"width": 1280, "height": 800}
+SIZE: ViewportSize = {"width": 1280, "height": 800}
 ANSWER_SECONDS = 120
 
 
@@ -34,8 +34,9 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        scheme = "dark" if given.dark else "light"
-        page = browser.new_context(viewport=SIZE, color_scheme=scheme, device_scale_factor=1.5).new_page()
+        page = browser.new_context(
+            viewport=SIZE, color_scheme="dark" if given.dark else "light", device_scale_factor=1.5
+        ).new_page()
         sign_in(page, given.url, given.name, password, given.out)
         chat(page, given.picture, given.question, given.out)
         tabs(page, given.out)

@@ -38,6 +38,9 @@ CREATE INDEX credentials_user ON credentials(user_id);
 CREATE TABLE audit (
   id INTEGER PRIMARY KEY, at TEXT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
   object TEXT NOT NULL, detail TEXT NOT NULL, sha256 TEXT NOT NULL
+) STRICT;
+CREATE TABLE processes (
+  name TEXT PRIMARY KEY, started_at TEXT NOT NULL, facts TEXT NOT NULL
 ) STRICT
 """
 

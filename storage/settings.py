@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,10 +75,16 @@ def load(cls: type[S], overrides: Mapping[str, Any] | None = None) -> S:
         raise BadSetting(f"{PREFIX}{field.upper()}", first.get("input"), first["msg"]) from error
 
 
-def refuse_unknown(classes: Iterable[type[Settings]], environment: Mapping[str, str] | None = None) -> None:
-    """Raise BadSetting for a variable with our prefix that no settings class knows, as a misspelt one would be."""
+def names_of(*classes: type[Settings]) -> set[str]:
+    """Return the environment variables that these classes read."""
+    return {f"{PREFIX}{field.upper()}" for cls in classes for field in cls.model_fields}
+
+
+def refuse_unknown(known: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+    """Raise BadSetting for a variable with our prefix that is not among `known`, as a misspelt one would be."""
     names = os.environ if environment is None else environment
-    known = {f"{PREFIX}{field.upper()}" for cls in classes for field in cls.model_fields}
+    allowed = sorted(known)
     for name in sorted(names):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            raise BadSetting(name, names[name], f"one of {', '.join(sorted(known))}")
+        if name.upper().startswith(PREFIX) and name.upper() not in allowed:
+            nearest = get_close_matches(name.upper(), allowed, n=3) or allowed
+            raise BadSetting(name, names[name], f"no such setting; did you mean {' or '.join(nearest)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from storage.database import Database
 from storage.datasets import Datasets
 from storage.evaluations import Evaluations
 from storage.generations import Generations
+from storage.processes import Processes
 from storage.rounds import Rounds
 from storage.settings import StorageSettings
 from storage.submissions import Submissions
@@ -40,6 +42,7 @@ class Store:
         self.generations = Generations(self.database, self.audit, self.data_dir / "generations")
         self.evaluations = Evaluations(self.database)
         self.conversations = Conversations(self.database)
+        self.processes = Processes(self.database)
 
     def secret(self, name: str) -> str:
         """Return a random secret that is made once and readable only by the owner of the data directory."""
@@ -59,6 +62,11 @@ class Store:
     def temporary(self) -> Path:
         """Return the directory for files that need not survive a restart."""
         return self.data_dir / "tmp"
+
+    def clear_temporary(self) -> None:
+        """Remove what processes that were killed have left in the temporary directory; only while none is running."""
+        shutil.rmtree(self.temporary())
+        self.temporary().mkdir()
 
     def close(self) -> None:
         """Close every connection."""

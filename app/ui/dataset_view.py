@@ -100,7 +100,7 @@ def _example(row: Row) -> str:
         f"{escape(text_of(turn))}</p>"
         for turn in row.messages
     )
-    side = chip("kept aside for judging", "warn") if row.split == "holdout" else chip("taught")
+    side = chip("kept aside for judging", "warn") if row.split == "holdout" else chip("for teaching")
     head = f'<p>{side} <span class="quiet">row {row.position + 1}</span></p>'
     return f'<article class="item">{pictures}<div>{head}{turns}</div></article>'
 

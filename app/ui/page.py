@@ -34,7 +34,7 @@ EVENTS_WAITING = 500
 class Page:
     """Header and tabs."""
 
-    def __init__(self, store: Store, upstream: Upstream, settings: AppSettings, schedule: str) -> None:
+    def __init__(self, store: Store, upstream: Upstream, settings: AppSettings) -> None:
         self._store = store
         with gr.Blocks(
             title="LLaCA assistant", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS
@@ -46,7 +46,7 @@ class Page:
                 with gr.Tab("Teach", id="teach", elem_id="tab-teach", visible=False) as self._teach_tab:
                     teach = TeachTab(store)
                 with gr.Tab("Rounds", id="rounds", elem_id="tab-rounds", visible=False) as self._rounds_tab:
-                    rounds = RoundsTab(store, schedule)
+                    rounds = RoundsTab(store)
                 with gr.Tab("People", id="people", elem_id="tab-people", visible=False) as self._people_tab:
                     people = PeopleTab(store, settings)
             self._listen(blocks, chat, teach, rounds, people)
@@ -96,6 +96,6 @@ _MARK = (
 )
 
 
-def build(store: Store, upstream: Upstream, settings: AppSettings, schedule: str = "") -> gr.Blocks:
-    """Return the page; `schedule` is the learner's crontab, shown as it is. Mount it with `LOOK`."""
-    return Page(store, upstream, settings, schedule).blocks
+def build(store: Store, upstream: Upstream, settings: AppSettings) -> gr.Blocks:
+    """Return the page; mount it with `LOOK`."""
+    return Page(store, upstream, settings).blocks

@@ -28,9 +28,8 @@ Update = tuple[Any, ...]
 class RoundsTab:
     """The tab's components and what happens in them."""
 
-    def __init__(self, store: Store, schedule: str) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._schedule = schedule
         self._build()
 
     def _build(self) -> None:
@@ -168,7 +167,8 @@ class RoundsTab:
         )
         pending = len(self._store.datasets.list(DatasetState.PENDING))
         approval = f" · {pending} wait{'s' * (pending == 1)} for approval" if pending else ""
-        timed = f"on schedule ({self._schedule})" if self._schedule else "only when asked for"
+        cron = self._store.processes.facts("learner").get("cron")
+        timed = f"on schedule ({cron})" if cron else "only when asked for"
         moved = self._store.generations.history()[:1]
         since = f" since {when(moved[0].at)} ({moved[0].reason})" if moved else ""
         champion = chip(generation_name(self._store.generations.champion()), "good")

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.ui.markup import picture
-from storage.records import ChatMessage, Conversation, Part, StoredMessage, text_of, text_part
+from storage.records import Conversation, Part, StoredMessage, text_of, text_part
 
 # Inside code Markdown shows every character as it is, so only what stands outside may be touched.
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
@@ -98,8 +98,3 @@ def _with_newest_images(turns: Conversation, most: int) -> Conversation:
 def last_question(messages: Sequence[StoredMessage]) -> StoredMessage | None:
     """Return the newest turn of the person, if there is one."""
     return next((message for message in reversed(messages) if message.role == "user"), None)
-
-
-def as_turn(parts: list[Part]) -> ChatMessage:
-    """Wrap a person's parts as a turn."""
-    return {"role": "user", "content": parts}

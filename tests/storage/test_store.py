@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from storage.errors import BadSetting
-from storage.settings import StorageSettings, load, refuse_unknown
+from storage.settings import StorageSettings, load, names_of, refuse_unknown
 from storage.store import Store
 
 
@@ -21,7 +21,24 @@ def test_bad_settings_say_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LLACA_HOLDOUT_SHARE", "2")
     with pytest.raises(BadSetting, match=r"LLACA_HOLDOUT_SHARE: found '2'.*0\.5"):
         load(StorageSettings)
-    with pytest.raises(BadSetting, match="LLACA_HOLDOUT_SHAER"):
-        refuse_unknown([StorageSettings], {"LLACA_HOLDOUT_SHAER": "0.1"})
+    with pytest.raises(BadSetting, match="did you mean LLACA_HOLDOUT_SHARE"):
+        refuse_unknown(names_of(StorageSettings), {"LLACA_HOLDOUT_SHAER": "0.1"})
     with pytest.raises(BadSetting, match="colour"):
         load(StorageSettings, {"colour": "red"})
+
+
+def test_what_a_process_announced_is_known_to_the_others(store: Store) -> None:
+    """The newest announcement counts, and a process that never started has none."""
+    assert store.processes.facts("learner") == {}
+    store.processes.announce("learner", {"cron": ""})
+    store.processes.announce("learner", {"cron": "0 3 * * *"})
+    with Store(store.settings) as other:
+        assert other.processes.facts("learner") == {"cron": "0 3 * * *"}
+
+
+def test_leftovers_are_cleared(store: Store) -> None:
+    """What a killed process left in the temporary directory goes, the directory stays."""
+    (store.temporary() / "half").mkdir()
+    (store.temporary() / "half" / "upload").write_bytes(b"x")
+    store.clear_temporary()
+    assert list(store.temporary().iterdir()) == []
