@@ -51,6 +51,8 @@ HEADERS = {
     "permissions-policy": "camera=(self), microphone=(), geolocation=(), payment=()",
     "cache-control": "no-store",
 }
+HASHED = "/assets/"
+"""Gradio's own files, whose names hold the hash of their content: a browser never needs to ask for one again."""
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-server",
              b"x-forwarded-port", b"x-forwarded-prefix", b"x-real-ip")  # fmt: skip
 
@@ -81,7 +83,7 @@ class Guard:
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in FORWARDED]
         request = Request(scope, receive)
         body = _LimitedBody(receive, self._body_limits.get(scope["path"], SMALL_BODY))
-        guarded = _with_headers(send, secrets.token_hex(8))
+        guarded = _with_headers(send, secrets.token_hex(8), scope["path"])
         try:
             self._admit(request, body)
         except LlacaError as error:
@@ -144,10 +146,12 @@ class _LimitedBody:
         return TooLarge("The request", self._most, "bytes")
 
 
-def _with_headers(send: Send, request_id: str) -> Send:
+def _with_headers(send: Send, request_id: str, path: str) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
+            if path.startswith(HASHED) and message["status"] == 200:
+                headers["cache-control"] = "private, max-age=31536000, immutable"
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             headers["x-request-id"] = request_id

@@ -65,7 +65,7 @@ class Renderer:
         for turn, message in enumerate(row.messages):
             if message["role"] == "assistant":
                 start = self._prefix(row, turn, images, ids, prompt=True)
-                end = self._end_of_answer(ids, start, self._prefix(row, turn + 1, images, ids, prompt=False))
+                end = self._prefix(row, turn + 1, images, ids, prompt=False)
                 labels[start:end] = ids[start:end]
         answered = labels[labels != IGNORED]
         if not len(answered):
@@ -113,11 +113,6 @@ class Renderer:
             reason = f"the model's processor refuses it ({error})"
             raise UnusableRow(row.dataset_id, row.position, reason) from error
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
-
-    def _end_of_answer(self, ids: Tensor, start: int, end: int) -> int:
-        """Return where an answer ends: after its end-of-turn token, if it has one, or where its turn ends."""
-        ends = (position for position in range(end - 1, start - 1, -1) if int(ids[position]) in self.ends)
-        return next(ends, end - 1) + 1
 
     def _trimmed(self, ids: Tensor) -> int:
         """Return how many tokens there are without blanks at the end."""

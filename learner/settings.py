@@ -46,7 +46,7 @@ class LearnerSettings(Settings):
     """The gradient of a step is scaled down to this norm if it is longer."""
     row_max_tokens: int = Field(default=2048, ge=16)
     """Longest row in tokens, those of its images included; longer rows end the round with an error."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the adapter's first weights, of the order of the rows and of dropout."""
     checkpoint_every_steps: int = Field(default=25, ge=1)
     """A round that is interrupted goes on from the last multiple of this many steps."""

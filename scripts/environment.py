@@ -222,7 +222,6 @@ def pip(*arguments: str) -> None:
     """Run pip with its output in the log and a line of progress; explain the failure if there is one."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
     started = told = time.monotonic()
-    packages = 0
     lines: list[str] = []
     child = subprocess.Popen(
         command,
@@ -237,10 +236,9 @@ def pip(*arguments: str) -> None:
         for line in child.stdout or ():
             log.write(line)
             lines.append(line.strip())
-            packages += line.startswith("Collecting ")
             if time.monotonic() - told >= 10 or line.startswith("Installing collected packages"):
                 told = time.monotonic()
-                say(f"  {told - started:4.0f} s, {packages} packages found: {line.strip()[:70]}")
+                say(f"  {told - started:4.0f} s  {line.partition(' (from')[0].strip()[:90]}")
     if child.wait() != 0:
         tail = "\n".join(lines[-12:])
         said = "\n".join(lines)

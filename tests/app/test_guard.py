@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -126,3 +127,14 @@ def test_websockets_are_refused(here: Place) -> None:
     }
     with here.client(Role.ADMIN) as client:
         assert client.get("/", headers=upgrade).status_code in (403, 404)
+
+
+def test_only_files_named_by_their_content_are_cached(here: Place) -> None:
+    """A browser may keep Gradio's hashed files, and nothing else of what it gets."""
+    with here.browser(Role.CHAT) as client:
+        page = client.get("/")
+        asset = re.search(r"/assets/[\w.-]+\.(?:js|css)", page.text)
+        assert asset is not None
+        assert "immutable" in client.get(asset[0]).headers["cache-control"]
+        assert page.headers["cache-control"] == "no-store"
+        assert client.get("/assets/absent.js").headers["cache-control"] == "no-store"

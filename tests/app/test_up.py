@@ -108,3 +108,24 @@ def test_a_port_in_use_is_said_before_anything_starts(store: Store, monkeypatch:
     assert done.exit_code == 1
     assert "LLACA_PORT" in done.stderr
     assert "in use" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LLACA_PROT", "8000", "did you mean LLACA_PORT"),
+        ("LLACA_PORT", "many", "LLACA_PORT: found 'many'"),
+        ("LLACA_EPOCHS", "0", "LLACA_EPOCHS: found '0'"),
+        ("LLACA_MAX_LORA_RANK", "17", "LLACA_MAX_LORA_RANK: found '17'"),
+        ("LLACA_HOLDOUT_SHARE", "1", "LLACA_HOLDOUT_SHARE: found '1'"),
+    ],
+)
+def test_a_bad_setting_of_any_process_stops_the_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """A setting that is misspelt or cannot be used is one sentence before anything starts, whoever reads it."""
+    monkeypatch.setenv("LLACA_DATA_DIR", str(store.data_dir))
+    monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(cli, ["up"])
+    assert done.exit_code == 1
+    assert said in done.stderr

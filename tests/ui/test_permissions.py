@@ -32,7 +32,7 @@ class Tabs:
         with gr.Blocks():
             self.chat = ChatTab(store, Upstream([], settings, ServingSettings()), settings)
             self.teach = TeachTab(store)
-            self.rounds = RoundsTab(store, "")
+            self.rounds = RoundsTab(store)
             self.people = PeopleTab(store, settings)
 
 
