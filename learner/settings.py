@@ -54,7 +54,7 @@ class LearnerSettings(Settings):
     """Policy `ema`: weight of the old average at each step."""
     llaca_rule: Literal["official", "continual-next", "paper"] = "official"
     """Policy `llaca`: which published form of the rule. `official` is the authors' code for the paper, `continual-next`
-    their later code, `paper` the printed equation; docs/llaca.md has the table. The next five override parts of it."""
+    their later code, `paper` the printed equation; learner/llaca.py lists them. The next five override parts of it."""
     llaca_side: Literal["new", "old"] | None = None
     """Whether the ratio of the rule weights the new parameters or the old average."""
     llaca_scale: float | None = Field(default=None, gt=0)

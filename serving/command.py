@@ -91,5 +91,8 @@ def vllm_environment(
             # LoRA runs uncompiled on CPU anyway; the one kernel left needs a C++ compiler and held the first
             # probe up for 45 s.
             "TORCH_COMPILE_DISABLE": "1",
+            # glibc gives large buffers back to the kernel at once, which must zero them again for the next layer.
+            "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**3),
+            "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3),
         }
     return environment

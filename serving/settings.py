@@ -35,7 +35,7 @@ class ServingSettings(Settings):
         default_factory=lambda data: [_reachable(data.get("vllm_host"), data.get("vllm_port"))]
     )
     """JSON list of the URLs of all vLLM servers; all must see the data directory. Default: the own one."""
-    max_lora_rank: int = 64
+    max_lora_rank: int = 16
     """Largest LoRA rank a server takes: 1, 8, 16, 32, 64, 128, 256, 320 or 512. Memory grows with it."""
     max_loras: int = Field(default=4, ge=3, le=64)
     """Generations that may answer in one batch; 3 are needed: champion, candidate and one being drained."""
