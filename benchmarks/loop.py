@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 from PIL import Image, ImageDraw
@@ -58,7 +59,10 @@ def jsonl(task: list[tuple[bytes, str]]) -> bytes:
     """Return the task as OpenAI chat JSONL with the pictures inside."""
     lines = []
     for png, answer in task:
-        asked = [{"type": "image_url", "image_url": {"url": data_url(png)}}, {"type": "text", "text": QUESTION}]
+        asked = [
+            {"type": "image_url", "image_url": {"url": data_url(png)}},
+            {"type": "text", "text": QUESTION},
+        ]
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         lines.append(json.dumps({"messages": turns}))
     return "\n".join(lines).encode()
@@ -68,7 +72,10 @@ def accuracy(client: httpx.Client, model: str, task: list[tuple[bytes, str]]) ->
     """Return the share of pictures on which `model` gives the right word."""
     right = 0
     for png, answer in task:
-        asked = [{"type": "image_url", "image_url": {"url": data_url(png)}}, {"type": "text", "text": QUESTION}]
+        asked = [
+            {"type": "image_url", "image_url": {"url": data_url(png)}},
+            {"type": "text", "text": QUESTION},
+        ]
         reply = client.post(
             "/v1/chat/completions",
             json={
@@ -82,7 +89,7 @@ def accuracy(client: httpx.Client, model: str, task: list[tuple[bytes, str]]) ->
     return right / len(task)
 
 
-def follow(client: httpx.Client, round_id: int) -> tuple[dict[str, object], list[tuple[str, float]]]:
+def follow(client: httpx.Client, round_id: int) -> tuple[dict[str, Any], list[tuple[str, float]]]:
     """Wait until a round has ended; return it and how many seconds it spent in each state."""
     spent: list[tuple[str, float]] = []
     state, since = "queued", time.perf_counter()
@@ -98,7 +105,9 @@ def follow(client: httpx.Client, round_id: int) -> tuple[dict[str, object], list
 
 def main() -> int:
     """Run the loop once; return 0 if the round was promoted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--key", required=True, help="API key of an admin (`llaca users key NAME`)")
     parser.add_argument("--images", type=int, default=200)
@@ -118,10 +127,12 @@ def main() -> int:
         total = time.perf_counter() - start
         after = accuracy(client, "assistant", unseen)
 
-    print(f"{datetime.now(UTC):%Y-%m-%d} · {platform.processor() or platform.machine()} · {arguments.images} images")
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d} · {platform.processor() or platform.machine()} · {arguments.images} images"
+    )
     for phase, seconds in [("upload", uploaded - start), *spent, ("whole loop", total)]:
         print(f"{phase:<12} {seconds:8.1f} s")
-    print(f"round {ended['id']}: {ended['state']}; {json.dumps((ended['verdict'] or {}).get('reasons'), ensure_ascii=False)}")
+    print(f"round {ended['id']}: {ended['state']}; {'; '.join((ended['verdict'] or {}).get('reasons', []))}")
     print(f"accuracy on 20 unseen pictures: {before:.0%} before, {after:.0%} after")
     return 0 if ended["state"] == "promoted" else 1
 

@@ -19,7 +19,9 @@ def main() -> int:
     """Run the learner until SIGTERM or SIGINT, or one round; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    one = commands.add_parser("round", help="carry one claimed round to its end (the learner starts this itself)")
+    one = commands.add_parser(
+        "round", help="carry one claimed round to its end (the learner starts this itself)"
+    )
     one.add_argument("id", type=int)
     one.add_argument("lease")
     arguments = parser.parse_args()

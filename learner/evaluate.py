@@ -91,7 +91,9 @@ def _unanswered(store: Store, round_id: int, duel: Duel) -> list[tuple[int, Row]
     ]
 
 
-async def _ask(store: Store, server: VLLM, lease: Lease, generation: int, row: Row, patience_seconds: float) -> Answer:
+async def _ask(
+    store: Store, server: VLLM, lease: Lease, generation: int, row: Row, patience_seconds: float
+) -> Answer:
     reference = text_of(row.messages[-1])
     question = openai_messages(row.messages[:-1], store.blobs)
     give_up = time.monotonic() + patience_seconds

@@ -81,7 +81,7 @@ def mcnemar(gained: int, lost: int) -> tuple[float, float]:
         return 1.0, 1.0
 
     def tail(count: int) -> float:
-        return sum(comb(changed, k) for k in range(count, changed + 1)) / 2**changed
+        return float(sum(comb(changed, k) for k in range(count, changed + 1)) / 2**changed)
 
     return tail(lost), tail(gained)
 
@@ -119,11 +119,15 @@ def judge(tasks: Sequence[PairedScores], *, margin_points: float, significance: 
     """Decide about a candidate; the same scores always give the same verdict."""
     compared = [_compare(task) for task in tasks if task.champion]
     empty = [task for task in tasks if not task.champion]
-    corrected = _correct([t for t in compared if t.earlier]) + _correct([t for t in compared if not t.earlier])
+    corrected = _correct([t for t in compared if t.earlier]) + _correct(
+        [t for t in compared if not t.earlier]
+    )
 
     worse = [task for task in corrected if task.change < -margin_points]
     surely_worse = [task for task in worse if task.p_worse <= significance]
-    learned = [task for task in corrected if not task.earlier and task.p_better <= significance and task.change > 0]
+    learned = [
+        task for task in corrected if not task.earlier and task.p_better <= significance and task.change > 0
+    ]
     unjudged = [f"{task.name}: no holdout rows, so nothing can be said about it" for task in empty]
 
     if surely_worse:
@@ -132,7 +136,9 @@ def judge(tasks: Sequence[PairedScores], *, margin_points: float, significance: 
         decision, reasons = Decision.HOLD, [_maybe_lost(task, margin_points) for task in worse] + unjudged
     elif not learned:
         decision = Decision.HOLD
-        reasons = [_not_learned(task) for task in corrected if not task.earlier] or ["there is no new task to learn"]
+        reasons = [_not_learned(task) for task in corrected if not task.earlier] or [
+            "there is no new task to learn"
+        ]
     else:
         kept = sum(task.earlier for task in corrected)
         decision = Decision.PROMOTE
@@ -152,7 +158,9 @@ def _compare(task: PairedScores) -> TaskResult:
     gained = sum(new > old for old, new in pairs)
     lost = sum(new < old for old, new in pairs)
     right_or_wrong = {score for pair in pairs for score in pair} <= {0.0, 1.0}
-    p_worse, p_better = mcnemar(gained, lost) if right_or_wrong else bootstrap([new - old for old, new in pairs])
+    p_worse, p_better = (
+        mcnemar(gained, lost) if right_or_wrong else bootstrap([new - old for old, new in pairs])
+    )
     return TaskResult(
         dataset_id=task.dataset_id,
         name=task.name,

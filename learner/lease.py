@@ -19,7 +19,9 @@ class Lease:
     Losing the lease, a cancel and a worker that is told to stop are noticed within one heartbeat.
     """
 
-    def __init__(self, store: Store, claimed: Round, *, lease_seconds: float, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, store: Store, claimed: Round, *, lease_seconds: float, heartbeat_seconds: float
+    ) -> None:
         self.round_id = claimed.id
         self.token = str(claimed.lease)
         self._store = store

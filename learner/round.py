@@ -70,10 +70,12 @@ class RoundStory:
         except RoundCancelled:
             self.store.rounds.finish(self.round.id, self.lease.token, RoundState.CANCELLED)
         except WorkerStopping:
-            self.store.rounds.release(self.round.id, self.lease.token, "the learner was stopped", counts=False)
+            self.store.rounds.release(
+                self.round.id, self.lease.token, "the learner was stopped", counts=False
+            )
             return
         except LlacaError as error:
-            log.error("round failed", round=self.round.id, code=error.code, error=str(error))
+            log.warning("round failed", round=self.round.id, code=error.code, error=str(error))
             self.store.rounds.finish(self.round.id, self.lease.token, RoundState.FAILED, str(error))
         shutil.rmtree(self.workspace, ignore_errors=True)
 
@@ -84,7 +86,9 @@ class RoundStory:
     def _learn(self) -> Generation:
         """Prepare and train, unless an earlier attempt has published the candidate already."""
         champion = self.store.generations.champion()
-        self.round = self.store.rounds.prepare(self.round.id, self.lease.token, champion, self.settings.policy)
+        self.round = self.store.rounds.prepare(
+            self.round.id, self.lease.token, champion, self.settings.policy
+        )
         base = resolve(self.serving, self.store.data_dir)
         self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
         if self.round.candidate is not None:
@@ -113,7 +117,9 @@ class RoundStory:
         servers = self._servers()
         try:
             # Before anybody waits for an evaluation: a candidate that the server ignores would look like its champion.
-            await bring_up(self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s)
+            await bring_up(
+                self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s
+            )
             asked = await evaluate(self.store, servers, self.lease, self._duel(candidate))
         finally:
             await _close(servers)
@@ -142,7 +148,9 @@ class RoundStory:
         servers = self._servers()
         try:
             # Again, because a server may have restarted since; loading what is loaded costs nothing.
-            await bring_up(self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s)
+            await bring_up(
+                self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s
+            )
         finally:
             await _close(servers)
         self.store.generations.promote(
@@ -181,12 +189,16 @@ class RoundStory:
         return {
             "round": self.round.id,
             "parent": self._parent_manifest(),
-            "base": {"model": self.serving.model or "embedded", "config_sha256": _sha256(base / "config.json")},
+            "base": {
+                "model": self.serving.model or "embedded",
+                "config_sha256": _sha256(base / "config.json"),
+            },
             "datasets": [
                 {"id": d.id, "name": d.name, "sha256": d.sha256, "train_rows": d.train_rows} for d in datasets
             ],
             "settings": self.settings.model_dump(mode="json"),
-            "versions": {name: version(name) for name in _VERSIONS_OF} | {"python": platform.python_version()},
+            "versions": {name: version(name) for name in _VERSIONS_OF}
+            | {"python": platform.python_version()},
         }
 
     def _parent_manifest(self) -> dict[str, Any]:
@@ -196,11 +208,15 @@ class RoundStory:
         return {"generation": parent.number, "sha256": parent.sha256}
 
     def _new_datasets(self) -> list[Dataset]:
-        return [self.store.datasets.get(dataset_id) for dataset_id in self.store.rounds.dataset_ids(self.round.id)]
+        return [
+            self.store.datasets.get(dataset_id) for dataset_id in self.store.rounds.dataset_ids(self.round.id)
+        ]
 
     def _duel(self, candidate: Generation) -> Duel:
         new = self._new_datasets()
-        earlier = [d for d in self.store.datasets.list(DatasetState.LEARNED) if d.id not in {n.id for n in new}]
+        earlier = [
+            d for d in self.store.datasets.list(DatasetState.LEARNED) if d.id not in {n.id for n in new}
+        ]
         return Duel(
             champion=self.champion,
             candidate=candidate.number,

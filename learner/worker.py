@@ -26,7 +26,7 @@ TAIL_BYTES = 2000
 
 
 def run_claimed(store: Store, claimed: Round, settings: LearnerSettings, serving: ServingSettings) -> None:
-    """Carry a claimed round to its end in this process; SIGTERM makes it stop at a checkpoint and give the round back."""
+    """Carry a claimed round to its end in this process; SIGTERM makes it stop at a checkpoint and give it back."""
     lease = Lease(
         store, claimed, lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds
     )
@@ -75,7 +75,7 @@ class Worker:
                 [sys.executable, "-m", "learner", "round", str(claimed.id), str(claimed.lease)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - it only calls prctl, resolved before the fork
             )
             if self._stopping.is_set():
                 self._child.terminate()

@@ -29,7 +29,7 @@ Groups = list[tuple[int, "Tensor | None"]]
 
 def groups_of(slots_N: Tensor) -> Groups:
     """Return the rows of each slot; rows of slot -1 use no adapter and are in no group."""
-    present: list[int] = slots_N.unique().tolist()
+    present = sorted(set(slots_N.tolist()))
     if len(present) == 1 and present[0] >= 0:
         return [(present[0], None)]
     return [(slot, (slots_N == slot).nonzero().squeeze(1)) for slot in present if slot >= 0]

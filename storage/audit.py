@@ -23,7 +23,13 @@ class Audit:
 
     def write(self, actor: str, action: str, object: str, detail: dict[str, Any] | None = None) -> None:  # noqa: A002 - the audit's own word
         """Append one line."""
-        line = {"at": now(), "actor": actor, "action": action, "object": object, "detail": json.dumps(detail or {})}
+        line = {
+            "at": now(),
+            "actor": actor,
+            "action": action,
+            "object": object,
+            "detail": json.dumps(detail or {}),
+        }
         with self._database.writing():
             last = self._database.row("SELECT sha256 FROM audit ORDER BY id DESC LIMIT 1")
             previous = str(last["sha256"]) if last else FIRST

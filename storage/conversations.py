@@ -91,7 +91,8 @@ class Conversations:
         with self._database.writing():
             self.get(conversation_id, user_id)
             self._database.run(
-                "DELETE FROM messages WHERE conversation_id = ? AND position >= ?", [conversation_id, position]
+                "DELETE FROM messages WHERE conversation_id = ? AND position >= ?",
+                [conversation_id, position],
             )
 
     def rename(self, conversation_id: int, user_id: int, title: str) -> ConversationInfo:

@@ -71,7 +71,7 @@ class Database:
         """Insert one row and return its rowid."""
         columns = ", ".join(values)
         marks = ", ".join(f":{name}" for name in values)
-        cursor = self.tables.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", values)  # noqa: S608 - names are ours
+        cursor = self.tables.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", values)
         return int(cursor.lastrowid or 0)
 
     @contextmanager

@@ -46,7 +46,9 @@ class Datasets:
         self._audit = audit
         self._holdout_share = holdout_share
 
-    def add(self, name: str, user_id: int, rows: Sequence[Conversation], *, approved_by: str | None = None) -> Dataset:
+    def add(
+        self, name: str, user_id: int, rows: Sequence[Conversation], *, approved_by: str | None = None
+    ) -> Dataset:
         """Store a task; it is queued at once if `approved_by` names an admin, else it waits for one."""
         sides = split(rows, self._holdout_share)
         state = DatasetState.QUEUED if approved_by else DatasetState.PENDING
@@ -79,7 +81,10 @@ class Datasets:
                 for image in set(images_of(row)):
                     self._database.insert("row_images", {"row_id": row_id, "sha256": image})
             self._audit.write(
-                approved_by or f"user {user_id}", "dataset.add", str(dataset_id), {"name": name, "rows": len(rows)}
+                approved_by or f"user {user_id}",
+                "dataset.add",
+                str(dataset_id),
+                {"name": name, "rows": len(rows)},
             )
         return self.get(dataset_id)
 
@@ -124,14 +129,18 @@ class Datasets:
 
     def approve(self, dataset_id: int, actor: str) -> Dataset:
         """Queue a dataset that waits for approval or was set aside. Raises WrongState otherwise."""
-        return self._move(dataset_id, (DatasetState.PENDING, DatasetState.SET_ASIDE), DatasetState.QUEUED, actor)
+        return self._move(
+            dataset_id, (DatasetState.PENDING, DatasetState.SET_ASIDE), DatasetState.QUEUED, actor
+        )
 
     def withdraw(self, dataset_id: int, actor: str) -> Dataset:
         """Take a dataset out of every later round; generations that learned it stay (see `generations`)."""
         anything = tuple(state for state in DatasetState if state is not DatasetState.WITHDRAWN)
         return self._move(dataset_id, anything, DatasetState.WITHDRAWN, actor)
 
-    def _move(self, dataset_id: int, before: Iterable[DatasetState], after: DatasetState, actor: str) -> Dataset:
+    def _move(
+        self, dataset_id: int, before: Iterable[DatasetState], after: DatasetState, actor: str
+    ) -> Dataset:
         with self._database.writing():
             found = self.get(dataset_id)
             if found.state not in before:

@@ -141,7 +141,9 @@ class RoundInProgress(Conflict):
     code = "round_in_progress"
 
     def __init__(self, round_id: int, state: str) -> None:
-        super().__init__(f"Round {round_id} is {state}; wait until it has ended, or cancel it, then ask again.")
+        super().__init__(
+            f"Round {round_id} is {state}; wait until it has ended, or cancel it, then ask again."
+        )
 
 
 class NothingToLearn(Conflict):
@@ -207,7 +209,9 @@ class LinkExpired(Refused):
     code = "link_expired"
 
     def __init__(self) -> None:
-        super().__init__("This link has been used or has expired; ask an admin for a new one (`llaca users link`).")
+        super().__init__(
+            "This link has been used or has expired; ask an admin for a new one (`llaca users link`)."
+        )
 
 
 class AuditBroken(LlacaError, ValueError):
@@ -314,7 +318,9 @@ class UnsafePath(BadUpload):
     """A name in the archive leads outside of it, or could on some system."""
 
     code = "unsafe_path"
-    allowed = "relative names of at most 255 bytes and 8 levels, without '..', backslashes or control characters"
+    allowed = (
+        "relative names of at most 255 bytes and 8 levels, without '..', backslashes or control characters"
+    )
     fix = "Pack the folder again with plain relative names."
 
 
@@ -355,7 +361,9 @@ class SeveralDataFiles(BadUpload):
 
     code = "several_data_files"
     allowed = "exactly one .json, .jsonl, .csv or .parquet file beside the images"
-    fix = "Keep one data file per archive; upload splits such as train and test one by one, or leave test out."
+    fix = (
+        "Keep one data file per archive; upload splits such as train and test one by one, or leave test out."
+    )
 
 
 class NotRows(BadUpload):
@@ -542,7 +550,9 @@ class ImageMissing(BadUpload):
 
     code = "image_missing"
     allowed = "names of files in the same archive, or data: URLs"
-    fix = "Put the image into the archive under this name; a lone data file can hold images only as data: URLs."
+    fix = (
+        "Put the image into the archive under this name; a lone data file can hold images only as data: URLs."
+    )
 
 
 class ImageData(BadUpload):
@@ -637,7 +647,9 @@ class ServingUnavailable(LlacaError, ConnectionError):
     code = "serving_unavailable"
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"The model server {url} does not answer ({reason}); it may be starting. Try again shortly.")
+        super().__init__(
+            f"The model server {url} does not answer ({reason}); it may be starting. Try again shortly."
+        )
         self.url = url
 
 
@@ -750,7 +762,9 @@ class UnsuitableModel(LlacaError, ValueError):
     code = "unsuitable_model"
 
     def __init__(self, base: object, reason: str) -> None:
-        super().__init__(f"The model {base} cannot be taught: {reason}. Choose an image-text model by LLACA_MODEL.")
+        super().__init__(
+            f"The model {base} cannot be taught: {reason}. Choose an image-text model by LLACA_MODEL."
+        )
 
 
 class UnservableAdapter(LlacaError, ValueError):
@@ -805,7 +819,9 @@ class CheckpointMismatch(LlacaError, ValueError):
     code = "checkpoint_mismatch"
 
     def __init__(self, directory: object) -> None:
-        super().__init__(f"{directory} holds checkpoints of another round; remove it, or give the round its own.")
+        super().__init__(
+            f"{directory} holds checkpoints of another round; remove it, or give the round its own."
+        )
 
 
 class TrainingDiverged(LlacaError, ArithmeticError):
@@ -815,7 +831,9 @@ class TrainingDiverged(LlacaError, ArithmeticError):
 
     def __init__(self, what: str, step: int | None = None) -> None:
         when = "" if step is None else f" at step {step}"
-        super().__init__(f"Training diverged{when}: {what} is not finite. Lower LLACA_LEARNING_RATE and run again.")
+        super().__init__(
+            f"Training diverged{when}: {what} is not finite. Lower LLACA_LEARNING_RATE and run again."
+        )
 
 
 # --- app -------------------------------------------------------------------------------------------------------
@@ -828,7 +846,9 @@ class BadField(LlacaError, ValueError):
 
     def __init__(self, field: str, found: object, allowed: str) -> None:
         shown = repr(found)
-        super().__init__(f"{field}: found {shown[:80] + '…' if len(shown) > 80 else shown}; allowed: {allowed}.")
+        super().__init__(
+            f"{field}: found {shown[:80] + '…' if len(shown) > 80 else shown}; allowed: {allowed}."
+        )
         self.field = field
 
 
@@ -838,7 +858,9 @@ class UnknownField(LlacaError, ValueError):
     code = "unknown_field"
 
     def __init__(self, field: str) -> None:
-        super().__init__(f"{field}: this server does not take this field; leave it out. docs/api.md lists all fields.")
+        super().__init__(
+            f"{field}: this server does not take this field; leave it out. docs/api.md lists all fields."
+        )
         self.field = field
 
 
@@ -908,4 +930,6 @@ class AlreadyRunning(Conflict):
     code = "already_running"
 
     def __init__(self, data_dir: object) -> None:
-        super().__init__(f"`llaca up` runs already on {data_dir}; stop it first, or choose another LLACA_DATA_DIR.")
+        super().__init__(
+            f"`llaca up` runs already on {data_dir}; stop it first, or choose another LLACA_DATA_DIR."
+        )

@@ -26,9 +26,11 @@ class Evaluations:
         return [Answer(**row) for row in found]
 
     def add_answers(self, round_id: int, lease: str, answers: Iterable[Answer]) -> None:
-        """Keep answers; one that is there already stays as it was, so that evaluating can be resumed. Raises LeaseLost."""
+        """Keep answers; one that is there already stays as it was, so that evaluating can go on. Raises LeaseLost."""
         with self._database.writing():
-            holder = self._database.row("SELECT state FROM rounds WHERE id = ? AND lease = ?", [round_id, lease])
+            holder = self._database.row(
+                "SELECT state FROM rounds WHERE id = ? AND lease = ?", [round_id, lease]
+            )
             if holder is None or holder["state"] not in ACTIVE:
                 raise LeaseLost(round_id)
             for answer in answers:
@@ -59,7 +61,7 @@ class Evaluations:
         return AccuracyMatrix(generations=generations, datasets=datasets, values=values)
 
     def flipped(self, round_id: int, champion: int, candidate: int) -> list[dict[str, Any]]:
-        """Return the rows on which the two generations' scores differ: `row_id`, `dataset_id`, `old`, `new` and scores."""
+        """Return the rows on which the scores differ: `row_id`, `dataset_id`, answers `old` and `new`, and scores."""
         return self._database.rows(
             "SELECT a.row_id, a.dataset_id, a.answer AS old, b.answer AS new, a.score AS old_score,"
             " b.score AS new_score FROM answers a JOIN answers b ON b.round_id = a.round_id AND b.row_id = a.row_id"

@@ -58,7 +58,9 @@ class Generations:
         if last is not None:
             wanted.add(last["previous"])
         active = ", ".join(f"'{state}'" for state in ACTIVE)
-        live = self._database.rows(f"SELECT candidate FROM rounds WHERE candidate IS NOT NULL AND state IN ({active})")
+        live = self._database.rows(
+            f"SELECT candidate FROM rounds WHERE candidate IS NOT NULL AND state IN ({active})"
+        )
         return (wanted | {row["candidate"] for row in live}) - {BASE}
 
     def served(self) -> set[int]:
@@ -83,17 +85,21 @@ class Generations:
         with self._database.writing():
             self._holder(round_id, lease)
             row = self._database.row("SELECT number FROM generations WHERE round_id = ?", [round_id])
-            number = row["number"] if row else self._database.insert(
-                "generations",
-                {
-                    "sha256": sha256,
-                    "directory": sha256,
-                    "parent": parent,
-                    "round_id": round_id,
-                    "rank": rank,
-                    "manifest": json.dumps(manifest),
-                    "created_at": now(),
-                },
+            number = (
+                row["number"]
+                if row
+                else self._database.insert(
+                    "generations",
+                    {
+                        "sha256": sha256,
+                        "directory": sha256,
+                        "parent": parent,
+                        "round_id": round_id,
+                        "rank": rank,
+                        "manifest": json.dumps(manifest),
+                        "created_at": now(),
+                    },
+                )
             )
             self._database.run("UPDATE rounds SET candidate = ? WHERE id = ?", [number, round_id])
         return self.get(number)
@@ -107,7 +113,9 @@ class Generations:
             holder = self._holder(round_id, lease)
             verdict = json.loads(holder["verdict"] or "{}").get("decision", "absent")
             if holder["state"] != RoundState.SWAPPING or verdict != Decision.PROMOTE:
-                raise WrongState(f"Round {round_id} with verdict {verdict}", holder["state"], [RoundState.SWAPPING])
+                raise WrongState(
+                    f"Round {round_id} with verdict {verdict}", holder["state"], [RoundState.SWAPPING]
+                )
             self._flip(candidate, expected, actor=f"round {round_id}", reason="promoted", round_id=round_id)
             self._database.run(
                 "UPDATE rounds SET state = 'promoted', finished_at = ?, lease = NULL, lease_until = NULL WHERE id = ?",
@@ -146,9 +154,12 @@ class Generations:
             self._flip(target, champion if expected is None else expected, actor=actor, reason="rolled back")
         return target
 
-    def _flip(self, generation: int, expected: int, *, actor: str, reason: str, round_id: int | None = None) -> None:
+    def _flip(
+        self, generation: int, expected: int, *, actor: str, reason: str, round_id: int | None = None
+    ) -> None:
         moved = self._database.run(
-            "UPDATE aliases SET generation = ? WHERE name = ? AND generation = ?", [generation, ALIAS, expected]
+            "UPDATE aliases SET generation = ? WHERE name = ? AND generation = ?",
+            [generation, ALIAS, expected],
         )
         if not moved:
             raise AliasMoved(expected, self.champion())

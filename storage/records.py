@@ -146,7 +146,9 @@ def image_part(sha256: str) -> ImagePart:
 
 def images_of(conversation: Conversation) -> tuple[str, ...]:
     """Return the SHA-256 of every image of a conversation, in reading order."""
-    return tuple(part["sha256"] for turn in conversation for part in turn["content"] if part["type"] == "image")
+    return tuple(
+        part["sha256"] for turn in conversation for part in turn["content"] if part["type"] == "image"
+    )
 
 
 def text_of(message: ChatMessage) -> str:
@@ -316,7 +318,9 @@ def generation_name(number: int) -> str:
 def generation_number(name: str) -> int | None:
     """Return the number in a served name, or None if the name is not one."""
     alias, separator, number = name.partition("@")
-    canonical = alias == ALIAS and separator and number.isascii() and number.isdigit() and str(int(number)) == number
+    canonical = (
+        alias == ALIAS and separator and number.isascii() and number.isdigit() and str(int(number)) == number
+    )
     return int(number) if canonical else None
 
 

@@ -78,7 +78,10 @@ class Rounds:
 
     def list(self, limit: int = 50) -> Sequence[Round]:
         """Return rounds, newest first."""
-        return [_round(row) for row in self._database.rows("SELECT * FROM rounds ORDER BY id DESC LIMIT ?", [limit])]
+        return [
+            _round(row)
+            for row in self._database.rows("SELECT * FROM rounds ORDER BY id DESC LIMIT ?", [limit])
+        ]
 
     def unfinished(self) -> Round | None:
         """Return the round that is queued or running, if any; there is never more than one."""
@@ -108,15 +111,20 @@ class Rounds:
 
     def events(self, round_id: int, after: int = 0) -> Sequence[Event]:
         """Return what happened in a round, oldest first, from the event after `after` on."""
-        found = self._database.rows("SELECT * FROM events WHERE round_id = ? AND id > ? ORDER BY id", [round_id, after])
+        found = self._database.rows(
+            "SELECT * FROM events WHERE round_id = ? AND id > ? ORDER BY id", [round_id, after]
+        )
         return [Event(**row | {"data": json.loads(row["data"])}) for row in found]
 
     def metrics(self, round_id: int, after_step: int = -1) -> Sequence[StepMetrics]:
         """Return what was measured at each optimizer step after `after_step`."""
         found = self._database.rows(
-            "SELECT step, data FROM metrics WHERE round_id = ? AND step > ? ORDER BY step", [round_id, after_step]
+            "SELECT step, data FROM metrics WHERE round_id = ? AND step > ? ORDER BY step",
+            [round_id, after_step],
         )
-        return [StepMetrics(round_id=round_id, step=row["step"], values=json.loads(row["data"])) for row in found]
+        return [
+            StepMetrics(round_id=round_id, step=row["step"], values=json.loads(row["data"])) for row in found
+        ]
 
     # -- for the worker ---------------------------------------------------------------------------------------
 
@@ -152,7 +160,9 @@ class Rounds:
             found = self._held(round_id, lease)
             if state not in TRANSITIONS[found.state]:
                 raise WrongState(
-                    f"Round {round_id}", found.state, [s for s, after in TRANSITIONS.items() if state in after]
+                    f"Round {round_id}",
+                    found.state,
+                    [s for s, after in TRANSITIONS.items() if state in after],
                 )
             self._database.run("UPDATE rounds SET state = ? WHERE id = ?", [state, round_id])
             self._event(round_id, state, message)
@@ -163,7 +173,8 @@ class Rounds:
         with self._database.writing():
             self._held(round_id, lease)
             self._database.run(
-                "UPDATE rounds SET champion = coalesce(champion, ?), policy = coalesce(nullif(policy, ''), ?) WHERE id = ?",
+                "UPDATE rounds SET champion = coalesce(champion, ?), policy = coalesce(nullif(policy, ''), ?)"
+                " WHERE id = ?",
                 [champion, policy, round_id],
             )
         return self.get(round_id)
@@ -189,7 +200,9 @@ class Rounds:
             self._held(round_id, lease)
             self._event(round_id, kind, message, data, level)
 
-    def record_metrics(self, round_id: int, lease: str, step: int, steps: int, values: dict[str, Any]) -> None:
+    def record_metrics(
+        self, round_id: int, lease: str, step: int, steps: int, values: dict[str, Any]
+    ) -> None:
         """Store what was measured at optimizer step `step` of `steps`; a repeated step replaces the earlier record."""
         with self._database.writing():
             self._held(round_id, lease)
@@ -210,7 +223,7 @@ class Rounds:
         return self.get(round_id)
 
     def release(self, round_id: int, lease: str, reason: str, *, counts: bool) -> None:
-        """Give the round back so that the next claim takes it at once; `counts` says whether this was a failed attempt."""
+        """Give the round back, to be claimed again at once; `counts` says whether this was a failed attempt."""
         with self._database.writing():
             self._held(round_id, lease)
             self._database.run(
@@ -250,7 +263,12 @@ class Rounds:
         self._event(round_id, state, message, level="error" if state is RoundState.FAILED else "info")
 
     def _event(
-        self, round_id: int, kind: str, message: str, data: dict[str, Any] | None = None, level: Level = "info"
+        self,
+        round_id: int,
+        kind: str,
+        message: str,
+        data: dict[str, Any] | None = None,
+        level: Level = "info",
     ) -> None:
         self._database.insert(
             "events",

@@ -19,7 +19,14 @@ class Submissions:
         self._database = database
 
     def add(
-        self, *, user_id: int, filename: str, sha256: str, bytes: int, report: Report, dataset_id: int | None  # noqa: A002 - the record's own word
+        self,
+        *,
+        user_id: int,
+        filename: str,
+        sha256: str,
+        bytes: int,  # noqa: A002 - the record's own word
+        report: Report,
+        dataset_id: int | None,
     ) -> Submission:
         """Record an upload; it counts as accepted if it became a dataset."""
         state = SubmissionState.ACCEPTED if dataset_id is not None else SubmissionState.REJECTED
@@ -66,5 +73,6 @@ class Submissions:
 
 def _submission(row: dict[str, Any]) -> Submission:
     return Submission(
-        **row | {"state": SubmissionState(row["state"]), "report": Report.from_json(json.loads(row["report"]))}
+        **row
+        | {"state": SubmissionState(row["state"]), "report": Report.from_json(json.loads(row["report"]))}
     )

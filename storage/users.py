@@ -44,7 +44,8 @@ class Users:
         with self._database.writing():
             try:
                 user_id = self._database.insert(
-                    "users", {"name": name.strip(), "role": role, "password_hash": hashed, "created_at": now()}
+                    "users",
+                    {"name": name.strip(), "role": role, "password_hash": hashed, "created_at": now()},
                 )
             except sqlite3.IntegrityError as error:
                 raise NameTaken(name) from error
@@ -74,7 +75,9 @@ class Users:
 
     def verify(self, name: str, password: str) -> User | None:
         """Return the user if the password is theirs and they are not disabled."""
-        found = self._database.row("SELECT id, password_hash FROM users WHERE name = ? AND NOT disabled", [name])
+        found = self._database.row(
+            "SELECT id, password_hash FROM users WHERE name = ? AND NOT disabled", [name]
+        )
         hashed = found["password_hash"] if found and found["password_hash"] else _DECOY
         try:
             _hasher.verify(hashed, password[:PASSWORD_MOST])
@@ -114,7 +117,9 @@ class Users:
 
     def close_session(self, token: str) -> None:
         """End a session; ending an unknown one is no error."""
-        self._database.run("DELETE FROM credentials WHERE token_sha256 = ? AND kind = 'session'", [_sha256(token)])
+        self._database.run(
+            "DELETE FROM credentials WHERE token_sha256 = ? AND kind = 'session'", [_sha256(token)]
+        )
 
     def invite(self, user_id: int) -> str:
         """Return a one-time token, good for 24 hours, with which the user can choose a password."""

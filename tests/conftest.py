@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.records import Conversation, Role, User, image_part, text_part
+from storage.records import Conversation, Part, Role, User, image_part, text_part
 from storage.settings import StorageSettings
 from storage.store import Store
 
@@ -27,7 +27,7 @@ def admin(store: Store) -> User:
 
 def question(text: str, answer: str, image: str | None = None) -> Conversation:
     """Return a row of one question, about a stored image if one is given, and its answer."""
-    asked = [text_part(text)] if image is None else [image_part(image), text_part(text)]
+    asked: list[Part] = [text_part(text)] if image is None else [image_part(image), text_part(text)]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": [text_part(answer)]}]
 
 

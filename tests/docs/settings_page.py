@@ -18,9 +18,9 @@ CLASSES = (StorageSettings, ServingSettings, LearnerSettings, AppSettings)
 HEAD = """\
 # Settings
 
-Every setting is an environment variable, or a line of a file `.env` in the directory in which the program is started. A value that
-cannot be used, and a misspelt name, stop the start with a sentence that says what is allowed. A round may carry its own values for the
-learner's settings (`POST /v1/rounds`, [api.md](api.md)).
+Every setting is an environment variable, or a line of a file `.env` in the directory in which the program is
+started. A value that cannot be used, and a misspelt name, stop the start with a sentence that says what is allowed. A
+round may carry its own values for the learner's settings (`POST /v1/rounds`, [api.md](api.md)).
 
 This page is written by `python -m tests.docs.settings_page` from the settings classes, and a test compares the two.
 """

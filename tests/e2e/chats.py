@@ -59,9 +59,7 @@ async def ask(client: httpx.AsyncClient, prompt: str, model: str = "assistant") 
     )
 
 
-async def chat_until(
-    url: str, key: str, *, people: int, enough: Callable[[], bool]
-) -> list[Heard]:
+async def chat_until(url: str, key: str, *, people: int, enough: Callable[[], bool]) -> list[Heard]:
     """Let `people` chat without a pause until `enough` says so; each then asks once more. Return every reply."""
     heard: list[Heard] = []
     limits = httpx.Limits(max_connections=people)

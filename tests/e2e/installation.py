@@ -68,7 +68,7 @@ class Installation:
             "LLACA_LEASE_SECONDS": "6",
             "LLACA_HEARTBEAT_SECONDS": "1",
             "LLACA_CHECKPOINT_EVERY_STEPS": "10",
-            # In bf16 the greedy words of a reply depend on how many replies share a batch; in fp32 they can be compared.
+            # In bf16 the greedy words of a reply depend on how many replies share a batch.
             "LLACA_VLLM_ARGUMENTS": "--dtype float32",
             "LLACA_CHATS_PER_MINUTE": "100000",
             "LLACA_CHATS_PER_USER": "100",
@@ -77,7 +77,10 @@ class Installation:
         }
         with (self.data_dir / "up.log").open("wb") as output:
             self._up = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up"], env=environment, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "app.cli", "up"],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         self.wait_until_healthy()
 
@@ -128,7 +131,9 @@ class Installation:
 
     def upload(self, name: str, jsonl: bytes) -> None:
         """Teach a dataset as the admin, so that it is queued at once."""
-        answer = self.client.post("/v1/files", files={"file": (f"{name}.jsonl", jsonl)}, data={"purpose": "fine-tune"})
+        answer = self.client.post(
+            "/v1/files", files={"file": (f"{name}.jsonl", jsonl)}, data={"purpose": "fine-tune"}
+        )
         assert answer.status_code == httpx.codes.OK, answer.text
 
     def start_round(self, **settings: object) -> int:

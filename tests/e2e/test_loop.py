@@ -90,7 +90,7 @@ def test_no_chat_fails_during_the_swap(taught: Taught) -> None:
 
 
 def test_no_chat_is_stale_after_the_swap(taught: Taught) -> None:
-    """Whoever asks after the alias has moved is answered by the new generation; whoever asked well before, by the old."""
+    """Whoever asks after the alias has moved is answered by the new generation, whoever asked before by the old."""
     after = [heard for heard in taught.heard if heard.began > taught.moved + 0.5]
     before = [heard for heard in taught.heard if heard.ended < taught.moved]
     assert {name for heard in after for name in heard.generations} == {"assistant@1"}
@@ -136,7 +136,9 @@ def test_a_round_survives_the_learner_and_the_web(installation: Installation, ta
     installation.upload("counting again", jsonl(rows(60, seed=7)))
     round_id = installation.start_round()
     eventually(
-        lambda: True if installation.store.rounds.get(round_id).step >= 15 else None, seconds=240, what="step 15"
+        lambda: True if installation.store.rounds.get(round_id).step >= 15 else None,
+        seconds=240,
+        what="step 15",
     )
     installation.process("-m", "learner").kill()
     web = installation.process("-m", "app")
@@ -144,7 +146,9 @@ def test_a_round_survives_the_learner_and_the_web(installation: Installation, ta
     web.wait(30)
     installation.wait_until_healthy()
     eventually(
-        lambda: True if installation.store.rounds.get(round_id).state.ended else None, seconds=400, what="the end"
+        lambda: True if installation.store.rounds.get(round_id).state.ended else None,
+        seconds=400,
+        what="the end",
     )
     ended = installation.store.rounds.get(round_id)
     assert ended.state in {RoundState.PROMOTED, RoundState.HELD, RoundState.REJECTED}, installation.logs()

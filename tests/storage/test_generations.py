@@ -39,7 +39,12 @@ def judged(store: Store, admin: User, decision: Decision) -> tuple[Round, int]:
     champion = store.generations.champion()
     store.rounds.prepare(claimed.id, lease, champion, "llaca")
     candidate = store.generations.publish(
-        round_id=claimed.id, lease=lease, sha256=f"hash{claimed.id}", parent=champion, rank=8, manifest={"a": 1}
+        round_id=claimed.id,
+        lease=lease,
+        sha256=f"hash{claimed.id}",
+        parent=champion,
+        rank=8,
+        manifest={"a": 1},
     )
     for state in STEPS:
         store.rounds.advance(claimed.id, lease, state)
@@ -163,7 +168,9 @@ def test_the_matrix_grows_by_a_row_per_generation(store: Store, admin: User) -> 
     assert (flip["old_score"], flip["new_score"]) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", ["assistant", "assistant@", "assistant@-1", "assistant@07", "base@1", "assistant@1 "])
+@pytest.mark.parametrize(
+    "name", ["assistant", "assistant@", "assistant@-1", "assistant@07", "base@1", "assistant@1 "]
+)
 def test_only_exact_names_are_generations(name: str) -> None:
     """A name that is not exactly `assistant@N` is no generation."""
     assert generation_number(name) is None

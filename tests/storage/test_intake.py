@@ -23,7 +23,7 @@ from pyarrow import parquet
 from storage import intake
 from storage.errors import NameTaken
 from storage.intake import receive
-from storage.records import DatasetState, Role, Row, Submission, SubmissionState, User, images_of
+from storage.records import DatasetState, Role, Submission, SubmissionState, User, images_of
 from storage.settings import MEBIBYTE, StorageSettings
 from storage.store import Store
 from tests.storage.pictures import (
@@ -275,7 +275,7 @@ def test_archive_of_images_becomes_a_dataset(store: Store, admin: User) -> None:
     dataset = store.datasets.get(submission.dataset_id)
     assert (dataset.name, dataset.state) == ("counting", DatasetState.QUEUED)
     assert kept(store) == (1, 5, [])
-    stored: list[Row] = store.datasets.rows(dataset.id)
+    stored = store.datasets.rows(dataset.id)
     for index, row in enumerate(stored):
         [image] = images_of(row.messages)
         assert store.blobs.media_type(image) == "image/png"

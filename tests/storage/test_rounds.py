@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import threading
@@ -77,7 +78,9 @@ def test_a_claimed_round_is_not_claimed_again(store: Store, queued: Round) -> No
     assert store.rounds.claim("other", 30) is None
 
 
-def test_an_expired_lease_hands_the_round_over_and_shuts_the_old_worker_out(store: Store, queued: Round) -> None:
+def test_an_expired_lease_hands_the_round_over_and_shuts_the_old_worker_out(
+    store: Store, queued: Round
+) -> None:
     """A worker that lost its lease cannot write any more, whatever it tries."""
     old = claim(store, lease_seconds=-1)
     new = claim(store)
@@ -195,40 +198,40 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        try:
+        """An admin asks for a round."""
+        with contextlib.suppress(RoundInProgress, NothingToLearn):
             self.store.rounds.enqueue("ada")
-        except (RoundInProgress, NothingToLearn):
-            pass
 
     @rule()
     def approve_what_was_set_aside(self) -> None:
+        """An admin queues again what earlier rounds set aside."""
         for dataset in self.store.datasets.list(DatasetState.SET_ASIDE):
             self.store.datasets.approve(dataset.id, "ada")
 
     @rule(seconds=st.sampled_from([-1.0, 30.0]))
     def claim(self, seconds: float) -> None:
+        """A worker looks at the queue; a negative lease stands for one that dies at once."""
         self.held = self.store.rounds.claim("machine", seconds) or self.held
 
     @rule(state=st.sampled_from(list(RoundState)))
     def advance(self, state: RoundState) -> None:
+        """The worker moves on, rightly or wrongly."""
         if self.held is None or state.ended:
             return
-        try:
+        with contextlib.suppress(LeaseLost, WrongState):
             self.store.rounds.advance(self.held.id, str(self.held.lease), state)
-        except (LeaseLost, WrongState):
-            pass
 
     @rule(state=st.sampled_from(list(RoundState)))
     def finish(self, state: RoundState) -> None:
+        """The worker ends the round, rightly or wrongly."""
         if self.held is None:
             return
-        try:
+        with contextlib.suppress(LeaseLost, WrongState):
             self.store.rounds.finish(self.held.id, str(self.held.lease), state)
-        except (LeaseLost, WrongState):
-            pass
 
     @rule()
     def cancel(self) -> None:
+        """An admin cancels."""
         unfinished = self.store.rounds.unfinished()
         if unfinished is not None:
             self.store.rounds.cancel(unfinished.id, "ada")
