@@ -6,18 +6,22 @@ One installation is started for all of these tests; they build on one another in
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-from benchmarks.loop import accuracy, jsonl, rows
+from benchmarks.loop import QUESTION, accuracy, draw, jsonl, rows
+from scripts.screenshots import ARGUMENTS, CHROMIUM, chat, sign_in
 from storage.clock import parse
 from storage.records import RoundState
 from tests.e2e.chats import PROMPTS, Heard, chat_until, references
-from tests.e2e.installation import Installation, eventually, running
+from tests.e2e.installation import PASSWORD, Installation, eventually, running
 
 pytestmark = pytest.mark.real
 
@@ -119,6 +123,24 @@ def test_roll_back_and_forth(installation: Installation, taught: Taught) -> None
     assert asyncio.run(references(installation.url, installation.key, "assistant")) == old
     assert installation.client.post("/v1/generations/rollback", json={"to": 1}).json()["generation"] == 1
     assert asyncio.run(references(installation.url, installation.key, "assistant")) == new
+
+
+@pytest.mark.browser
+def test_a_person_signs_in_and_asks_about_a_picture(
+    installation: Installation, taught: Taught, tmp_path: Path
+) -> None:
+    """In a browser: sign in, send a picture with a question, and read the new generation's answer with its badge."""
+    picture = tmp_path / "three.png"
+    picture.write_bytes(draw(random.Random(5), 3))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page()
+        sign_in(page, installation.url, "ada", PASSWORD, tmp_path)
+        chat(page, picture, QUESTION, tmp_path)
+        answer = page.locator("#window .bot-row").inner_text()
+        browser.close()
+    assert "three" in answer.lower()
+    assert "assistant@1" in answer
 
 
 def test_vllm_comes_back_with_the_promoted_generation(installation: Installation, taught: Taught) -> None:
