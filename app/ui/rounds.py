@@ -36,7 +36,7 @@ class RoundsTab:
         with gr.Row(elem_id="next-round", equal_height=True):
             self._plan = panel(name="plan")
             self._run = gr.Button("Run now", variant="primary", scale=0, min_width=120, elem_id="run-now")
-            self._back = gr.Button("Roll back", scale=0, min_width=120, elem_id="roll-back")
+            self._back = gr.Button("Roll back", scale=0, min_width=240, elem_id="roll-back")
         with gr.Row(elem_id="rounds", equal_height=False):
             with gr.Column(scale=0, min_width=264, elem_id="round-list"):
                 self._list = panel(script=ON_CLICK, name="round-cards")
