@@ -12,21 +12,13 @@ from apscheduler.triggers.cron import CronTrigger
 
 from learner.settings import LearnerSettings
 from learner.worker import Worker
-from storage.errors import BadSetting, NothingToLearn, RoundInProgress
+from storage.errors import NothingToLearn, RoundInProgress
 from storage.records import DatasetState
 from storage.store import Store
 
 log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0
-
-
-def trigger(cron: str) -> CronTrigger:
-    """Turn a five-field crontab into a trigger in local time; raise BadSetting if it is not one."""
-    try:
-        return CronTrigger.from_crontab(cron)
-    except ValueError as error:
-        raise BadSetting("LLACA_CRON", cron, f"a crontab such as '0 3 * * *', or empty ({error})") from error
 
 
 def ask_for_round(store: Store, settings: LearnerSettings) -> bool:
@@ -52,7 +44,7 @@ def start(store: Store, settings: LearnerSettings, worker: Worker) -> Background
         # One late run after a pause, however many were missed: the round takes everything that waits anyway.
         scheduler.add_job(
             ask_for_round,
-            trigger(settings.cron),
+            CronTrigger.from_crontab(settings.cron),
             args=[store, settings],
             max_instances=1,
             coalesce=True,

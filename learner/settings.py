@@ -6,10 +6,12 @@ A round may carry its own values for any of them; they are checked when the roun
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Literal
 
-from pydantic import Field
+from apscheduler.triggers.cron import CronTrigger
+from pydantic import Field, ValidationInfo, field_validator
 
 from storage.errors import BadSetting
 from storage.settings import Settings, load, names_of
@@ -84,7 +86,21 @@ class LearnerSettings(Settings):
     lease_seconds: float = Field(default=30.0, gt=0)
     """A worker that has not been heard of for this long loses its round to the next one."""
     heartbeat_seconds: float = Field(default=5.0, gt=0)
-    """How often a worker tells that it is alive. Well below the lease."""
+    """How often a worker tells that it is alive; at most half of LLACA_LEASE_SECONDS."""
+
+    @field_validator("cron")
+    @classmethod
+    def _crontab(cls, cron: str) -> str:
+        if cron:
+            CronTrigger.from_crontab(cron)
+        return cron
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _twice_in_a_lease(cls, seconds: float, info: ValidationInfo) -> float:
+        if seconds > info.data.get("lease_seconds", math.inf) / 2:
+            raise ValueError("at most half of LLACA_LEASE_SECONDS")
+        return seconds
 
 
 def main() -> int:

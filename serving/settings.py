@@ -5,6 +5,8 @@ Does not know users or training. `serving.command` turns these into vLLM's own o
 
 from __future__ import annotations
 
+import shlex
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from storage.settings import Settings
@@ -75,6 +77,12 @@ class ServingSettings(Settings):
         if rank not in VLLM_RANKS:
             raise ValueError(f"one of {', '.join(map(str, VLLM_RANKS))}")
         return rank
+
+    @field_validator("vllm_arguments")
+    @classmethod
+    def _closed_quotes(cls, line: str) -> str:
+        shlex.split(line)
+        return line
 
     @field_validator("replicas")
     @classmethod

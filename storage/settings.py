@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from storage.errors import BadSetting
 
@@ -69,6 +69,11 @@ def load(cls: type[S], overrides: Mapping[str, Any] | None = None) -> S:
             raise BadSetting(name, given[name], f"one of {', '.join(sorted(cls.model_fields))}")
     try:
         return cls(**given)
+    except SettingsError as error:
+        # A list or table that is no JSON; pydantic tells the field only inside its sentence.
+        field = str(error).partition('field "')[2].partition('"')[0]
+        found = os.environ.get(f"{PREFIX}{field.upper()}")
+        raise BadSetting(f"{PREFIX}{field.upper()}", found, 'a JSON list such as ["a", "b"]') from error
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else cls.__name__
