@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from app.settings import AppSettings
-from storage.errors import LlacaError
+from storage.errors import BadField, LlacaError
 from storage.intake import receive
 from storage.records import DatasetState, Role, RoundState, SubmissionState, generation_name
 from storage.settings import StorageSettings, load
@@ -98,6 +98,24 @@ def doctor(as_json: Json = False) -> None:
     checks = examine()
     _show(as_json, [asdict(check) for check in checks], "\n".join(str(check) for check in checks))
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@cli.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="vllm, serving, learner, app, or round-N.")] = "vllm",
+    lines: Annotated[int, typer.Option(min=1, max=10_000, help="How many lines, from the end.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show the end of a process's log; exit 1 if there is none of this name."""
+    from serving.supervise import tail
+
+    with _store(as_json) as store:
+        directory = store.data_dir / "logs"
+        found = sorted(path.stem for path in directory.glob("*.log"))
+        if name not in found:
+            raise BadField("NAME", name, ", ".join(found) or "nothing yet; `llaca up` writes logs")
+        text = tail(directory / f"{name}.log", lines)
+    _show(as_json, {"name": name, "lines": text.splitlines()}, text)
 
 
 # --- data ------------------------------------------------------------------------------------------------------

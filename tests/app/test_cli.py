@@ -177,3 +177,13 @@ def test_a_bad_setting_is_said_in_words(
     done = llaca(*command)
     assert done.exit_code == 1
     assert "LLACA_PORT: found 'abc'" in done.stderr
+
+
+def test_logs_show_the_end_of_a_log_and_name_those_there_are(store: Store) -> None:
+    """The last lines of a process's log are shown; for a name without a log the others are listed."""
+    (store.data_dir / "logs" / "vllm.log").write_text("one\ntwo\nthree\n")
+    assert llaca("logs", "--lines", 2).stdout == "two\nthree\n"
+    assert as_json("logs", "vllm", "--lines", 1) == {"name": "vllm", "lines": ["three"]}
+    refused = llaca("logs", "../../etc/passwd")
+    assert refused.exit_code == 1
+    assert "allowed: vllm" in refused.stderr
