@@ -52,9 +52,14 @@ async def evaluate(store: Store, servers: Sequence[VLLM], lease: Lease, duel: Du
             answer = await _ask(store, server, lease, generation, row, duel.patience_seconds)
             await asyncio.to_thread(store.evaluations.add_answers, lease.round_id, lease.token, [answer])
 
-    async with asyncio.TaskGroup() as group:
-        for index in range(duel.concurrency):
-            group.create_task(worker(servers[index % len(servers)]))
+    # Not a TaskGroup: callers tell a cancel from a failure by the error itself, and a group would wrap it.
+    workers = [asyncio.create_task(worker(servers[n % len(servers)])) for n in range(duel.concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
     return total
 
 
