@@ -1,17 +1,27 @@
 """Every error this project raises on purpose, in one tree.
 
-    LlacaError                      has .code, a stable word for scripts, and a sentence for people
-    ├── BadSetting                  a setting cannot be used
-    ├── Missing                     UnknownUser UnknownBlob UnknownSubmission UnknownDataset UnknownRow
-    │                               UnknownRound UnknownGeneration UnknownConversation
-    ├── Conflict                    NameTaken WrongState RoundInProgress NothingToLearn
-    │                               AliasMoved NothingToRollBack LeaseLost
-    ├── Refused                     WeakPassword LinkExpired
-    ├── AuditBroken                 the audit log was changed from outside
-    ├── intake                      see the section of that name
-    ├── serving                     see the section of that name
-    ├── learner                     see the section of that name
-    └── app                         see the section of that name
+    LlacaError                has .code, a stable word for scripts, and a sentence for people
+    ├── BadSetting            a setting cannot be used
+    ├── Missing               UnknownUser UnknownBlob UnknownSubmission UnknownDataset UnknownRow UnknownRound
+    │                         UnknownGeneration UnknownConversation
+    ├── Conflict              NameTaken WrongState RoundInProgress NothingToLearn AliasMoved NothingToRollBack
+    │                         LeaseLost
+    ├── Refused               WeakPassword LinkExpired AuditBroken
+    ├── intake                BadUpload EmptyFile UploadTooLarge UnsupportedFile CorruptArchive
+    │                         EncryptedArchive UnsupportedCompression ArchiveTooLarge TooManyFiles
+    │                         NestedArchive UnsafePath LinkInArchive SpecialFile DuplicateName NoDataFile
+    │                         SeveralDataFiles NotRows CorruptTable TooManyRows NoValidRows TooFewRows
+    │                         WrongEncoding LineTooLong TooDeep InvalidJson DuplicateKey BadNumber
+    │                         MissingField WrongType UnsupportedField UnknownRole TurnOrder RowWithoutAnswer
+    │                         EmptyTurn TextTooLong ControlToken ControlCharacter ImageCount ImageRole
+    │                         ImageMissing ImageData RemoteImageRefused WrongColumns BadImage ImageFormat
+    │                         ImageCorrupt ImageTooLarge ImageTooSmall ImageShape AnimatedImage ImageTooCostly
+    ├── serving               ServingUnavailable UnknownModel RequestRejected ReplyInterrupted AdapterRefused
+    │                         AdapterChanged ProbeRefused ProgramRefused BaseModelUnavailable
+    ├── learner               RoundCancelled WorkerStopping TrainingStopped UnsuitableModel UnservableAdapter
+    │                         AdapterMismatch UnusableRow RowsTooLong CheckpointMismatch TrainingDiverged
+    └── app                   BadField UnknownField TooLarge TooManyRequests UnknownModelName UnknownRoute
+                              NotSignedIn NotAllowed ForeignOrigin AlreadyRunning
 
 To add one: inherit the nearest class here and the fitting class of the standard library, set `code`, and build
 the message from values: what was found, what is allowed, what to do.

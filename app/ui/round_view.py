@@ -78,7 +78,7 @@ def summary(found: Round, datasets: Sequence[str], present: datetime | None = No
 
 
 def _policy(found: Round) -> str:
-    return f" · policy {escape(found.policy)}" if found.policy else ""
+    return f" · policy {escape(found.policy or 'default')}" if found.policy else ""
 
 
 def _took(found: Round) -> str:
