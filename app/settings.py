@@ -48,5 +48,10 @@ class AppSettings(Settings):
         """Return the address a person opens, without a trailing slash."""
         if self.public_url:
             return self.public_url
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://{shown}:{self.port}"
+        return self.local_url()
+
+    def local_url(self) -> str:
+        """Return the address at which this machine itself reaches the server."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        reached = everywhere.get(self.host, self.host)
+        return f"http://{f'[{reached}]' if ':' in reached else reached}:{self.port}"

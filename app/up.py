@@ -100,7 +100,7 @@ async def _run(store: Store, settings: AppSettings) -> None:
 
 
 def _programs(store: Store, settings: AppSettings) -> list[Program]:
-    web = f"http://{settings.host}:{settings.port}/login"
+    web = f"{settings.local_url()}/login"
 
     async def web_answers() -> bool:
         async with httpx.AsyncClient(trust_env=False) as client:

@@ -11,14 +11,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from learner.gate import PairedScores
 from learner.lease import Lease
 from learner.scoring import score
 from serving.client import VLLM
 from serving.messages import openai_messages
-from storage.errors import ReplyInterrupted, ServingUnavailable, UnknownModel
+from storage.errors import ReplyInterrupted, RequestRejected, ServingUnavailable, UnknownModel
 from storage.records import Answer, Dataset, Row, generation_name, text_of
 from storage.store import Store
+
+log = structlog.get_logger()
 
 RETRY_SECONDS = 1.0
 
@@ -64,21 +68,27 @@ async def evaluate(store: Store, servers: Sequence[VLLM], lease: Lease, duel: Du
 
 
 def paired_scores(store: Store, round_id: int, duel: Duel, new: set[int]) -> list[PairedScores]:
-    """Pair the stored scores of both generations, one entry per dataset; `new` are the datasets of this round."""
-    return [
-        PairedScores(
-            dataset_id=dataset.id,
-            name=dataset.name,
-            earlier=dataset.id not in new,
-            champion=_scores(store, round_id, duel.champion, dataset.id),
-            candidate=_scores(store, round_id, duel.candidate, dataset.id),
+    """Pair the stored scores of both generations row by row, one entry per dataset; `new` are those of this round."""
+    pairs = []
+    for dataset in duel.datasets:
+        old, fresh = (
+            {
+                answer.row_id: answer.score
+                for answer in store.evaluations.answers(round_id, number, dataset.id)
+            }
+            for number in (duel.champion, duel.candidate)
         )
-        for dataset in duel.datasets
-    ]
-
-
-def _scores(store: Store, round_id: int, generation: int, dataset_id: int) -> tuple[float, ...]:
-    return tuple(answer.score for answer in store.evaluations.answers(round_id, generation, dataset_id))
+        both = sorted(old.keys() & fresh.keys())
+        pairs.append(
+            PairedScores(
+                dataset_id=dataset.id,
+                name=dataset.name,
+                earlier=dataset.id not in new,
+                champion=tuple(old[row] for row in both),
+                candidate=tuple(fresh[row] for row in both),
+            )
+        )
+    return pairs
 
 
 def _unanswered(store: Store, round_id: int, duel: Duel) -> list[tuple[int, Row]]:
@@ -114,6 +124,12 @@ async def _ask(
                 raise
             await asyncio.sleep(RETRY_SECONDS)
             continue
+        except RequestRejected as error:
+            # Longer with its answer than the servers take, say. It is no answer from either generation.
+            log.warning("row not answered", row=row.id, reason=str(error))
+            return Answer(
+                row_id=row.id, dataset_id=row.dataset_id, generation=generation, answer="", score=0.0
+            )
         return Answer(
             row_id=row.id,
             dataset_id=row.dataset_id,

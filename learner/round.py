@@ -31,7 +31,14 @@ from serving.client import VLLM
 from serving.manifest import MANIFEST
 from serving.settings import ServingSettings
 from serving.swap import bring_up
-from storage.errors import LeaseLost, LlacaError, RoundCancelled, TrainingStopped, WorkerStopping
+from storage.errors import (
+    LeaseLost,
+    LlacaError,
+    RoundCancelled,
+    TrainingStopped,
+    UnusableRow,
+    WorkerStopping,
+)
 from storage.generations import BASE
 from storage.records import Dataset, DatasetState, Decision, Generation, Round, RoundState, generation_name
 from storage.settings import load
@@ -80,15 +87,17 @@ class RoundStory:
         shutil.rmtree(self.workspace, ignore_errors=True)
 
     def _asked_for(self) -> dict[str, Any]:
-        """What this round sets itself; the rest are the learner's settings."""
+        """What the round sets itself: on its first attempt what was asked for, on later ones everything, as it was."""
         return self.round.settings | ({"policy": self.round.policy} if self.round.policy else {})
 
     def _learn(self) -> Generation:
         """Prepare and train, unless an earlier attempt has published the candidate already."""
         champion = self.store.generations.champion()
+        chosen = self.settings.model_dump(mode="json", exclude={"policy"})
         self.round = self.store.rounds.prepare(
-            self.round.id, self.lease.token, champion, self.settings.policy
+            self.round.id, self.lease.token, champion, self.settings.policy, chosen
         )
+        self._check_images()
         base = resolve(self.serving, self.store.data_dir)
         self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
         if self.round.candidate is not None:
@@ -118,7 +127,11 @@ class RoundStory:
         try:
             # Before anybody waits for an evaluation: a candidate that the server ignores would look like its champion.
             await bring_up(
-                self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s
+                self.store,
+                servers,
+                candidate.number,
+                patience_seconds=self.settings.serving_patience_s,
+                check=self.lease.check,
             )
             asked = await evaluate(self.store, servers, self.lease, self._duel(candidate))
         finally:
@@ -149,10 +162,15 @@ class RoundStory:
         try:
             # Again, because a server may have restarted since; loading what is loaded costs nothing.
             await bring_up(
-                self.store, servers, candidate.number, patience_seconds=self.settings.serving_patience_s
+                self.store,
+                servers,
+                candidate.number,
+                patience_seconds=self.settings.serving_patience_s,
+                check=self.lease.check,
             )
         finally:
             await _close(servers)
+        self.lease.check()
         self.store.generations.promote(
             round_id=self.round.id, lease=self.lease.token, candidate=candidate.number, expected=self.champion
         )
@@ -211,6 +229,15 @@ class RoundStory:
         return [
             self.store.datasets.get(dataset_id) for dataset_id in self.store.rounds.dataset_ids(self.round.id)
         ]
+
+    def _check_images(self) -> None:
+        """Raise UnusableRow, before hours of training, for a row that the servers would not answer."""
+        most = self.serving.max_images
+        for dataset in self._new_datasets():
+            for row in self.store.datasets.rows(dataset.id):
+                if len(row.images) > most:
+                    reason = f"it has {len(row.images)} images and the servers take {most} (LLACA_MAX_IMAGES)"
+                    raise UnusableRow(dataset.id, row.position, reason)
 
     def _duel(self, candidate: Generation) -> Duel:
         new = self._new_datasets()

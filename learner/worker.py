@@ -31,6 +31,8 @@ def run_claimed(store: Store, claimed: Round, settings: LearnerSettings, serving
         store, claimed, lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds
     )
     signal.signal(signal.SIGTERM, lambda _signal, _frame: lease.stop())
+    # Ctrl-C reaches the whole group; the worker passes it on as SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     be_nice()
     with lease:
         RoundStory(store, claimed, lease, settings, serving).tell()
@@ -89,7 +91,9 @@ class Worker:
         last_line = path.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip().rpartition("\n")[2]
         reason = f"the process of this round died with code {code}: {last_line}"
         try:
-            self._store.rounds.release(claimed.id, str(claimed.lease), reason, counts=True)
+            # A process that was stopped before it could give the round back itself has not failed.
+            counts = not self._stopping.is_set()
+            self._store.rounds.release(claimed.id, str(claimed.lease), reason, counts=counts)
         except LeaseLost:
             # It had ended the round before it died, or another worker holds it: there is nothing to give back.
             log.info("round was not held any more", round=claimed.id)

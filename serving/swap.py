@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serving import probes
 from serving.client import VLLM
@@ -23,27 +23,35 @@ RETRY_SECONDS = 1.0
 
 
 async def bring_up(
-    store: Store, servers: Sequence[VLLM], number: int, *, patience_seconds: float = 60.0
+    store: Store,
+    servers: Sequence[VLLM],
+    number: int,
+    *,
+    patience_seconds: float = 60.0,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Load a generation on every server and probe it on each; it may serve once this returns.
 
-    A server that is away is waited for. Raises ServingUnavailable after `patience_seconds`,
-    UnknownGeneration, AdapterChanged, AdapterRefused, or ProbeRefused.
+    A server that is away is waited for, and `check` is called before every try; what it raises ends the wait. Raises
+    ServingUnavailable after `patience_seconds`, UnknownGeneration, AdapterChanged, AdapterRefused, or ProbeRefused.
     """
     if number == BASE:
         return
     generation = await asyncio.to_thread(store.generations.get, number)
     results = await asyncio.gather(
-        *(_prove(server, generation, patience_seconds) for server in servers), return_exceptions=True
+        *(_prove(server, generation, patience_seconds, check) for server in servers), return_exceptions=True
     )
     for result in results:
         if result is not None:
             raise result
 
 
-async def _prove(server: VLLM, generation: Generation, patience_seconds: float) -> None:
+async def _prove(
+    server: VLLM, generation: Generation, patience_seconds: float, check: Callable[[], None]
+) -> None:
     give_up = time.monotonic() + patience_seconds
     while True:
+        check()
         try:
             await ensure_loaded(server, generation)
             await probes.check(server, generation.name, generation.directory)

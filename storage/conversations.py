@@ -109,11 +109,14 @@ class Conversations:
         self._database.run("DELETE FROM conversations WHERE id = ?", [conversation_id])
 
     def may_see(self, user_id: int, sha256: str) -> bool:
-        """Whether an image stands in one of this user's conversations."""
+        """Whether an image stands in one of this user's conversations; its hash typed as text is no image.
+
+        Quotes in a text are escaped in the stored JSON, so only an image part can match.
+        """
         row = self._database.row(
             "SELECT 1 FROM messages JOIN conversations ON conversations.id = conversation_id"
             " WHERE user_id = ? AND content LIKE ?",
-            [user_id, f'%"{sha256}"%'],
+            [user_id, f'%"sha256": "{sha256}"%'],
         )
         return row is not None
 

@@ -28,7 +28,8 @@ class Database:
         self.path = path
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[tuple[threading.Thread, sqlite3.Connection]] = []
+        """Web servers start and end threads all the time; those of ended ones are closed when another starts."""
         with self.writing():
             # Two processes that start together must not both apply a migration.
             MIGRATIONS.apply(self.tables)
@@ -52,12 +53,20 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
         with self._lock:
-            self._connections.append(connection)
+            for thread, old in self._connections:
+                if not thread.is_alive():
+                    old.close()
+            self._connections = [pair for pair in self._connections if pair[0].is_alive()]
+            self._connections.append((threading.current_thread(), connection))
         return connection
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one statement and return its rows; a single `UPDATE … RETURNING` is its own transaction."""
-        return list(self.tables.query(sql, parameters))
+        try:
+            return list(self.tables.query(sql, parameters))
+        except OverflowError:
+            # An id from outside that no SQLite integer can be, so nothing has it.
+            return []
 
     def row(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> dict[str, Any] | None:
         """Run one statement and return its first row, if any."""
@@ -98,7 +107,7 @@ class Database:
     def close(self) -> None:
         """Close the connections of every thread."""
         with self._lock:
-            for connection in self._connections:
+            for _, connection in self._connections:
                 connection.close()
             self._connections.clear()
         self._local = threading.local()

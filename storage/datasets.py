@@ -14,7 +14,7 @@ from typing import Any, Literal
 from storage.audit import Audit
 from storage.clock import now
 from storage.database import Database
-from storage.errors import UnknownDataset, UnknownRow, WrongState
+from storage.errors import RoundInProgress, UnknownDataset, UnknownRow, WrongState
 from storage.records import Conversation, Dataset, DatasetState, Row, images_of
 
 Split = Literal["train", "holdout"]
@@ -134,9 +134,20 @@ class Datasets:
         )
 
     def withdraw(self, dataset_id: int, actor: str) -> Dataset:
-        """Take a dataset out of every later round; generations that learned it stay (see `generations`)."""
+        """Take a dataset out of every later round; generations that learned it stay (see `generations`).
+
+        Raises RoundInProgress while a round is unfinished that learns it: cancel that first.
+        """
         anything = tuple(state for state in DatasetState if state is not DatasetState.WITHDRAWN)
-        return self._move(dataset_id, anything, DatasetState.WITHDRAWN, actor)
+        with self._database.writing():
+            holder = self._database.row(
+                "SELECT rounds.id, rounds.state FROM rounds JOIN round_datasets ON round_id = rounds.id"
+                " WHERE dataset_id = ? AND finished_at IS NULL",
+                [dataset_id],
+            )
+            if holder is not None:
+                raise RoundInProgress(holder["id"], holder["state"])
+            return self._move(dataset_id, anything, DatasetState.WITHDRAWN, actor)
 
     def _move(
         self, dataset_id: int, before: Iterable[DatasetState], after: DatasetState, actor: str

@@ -14,7 +14,14 @@ from typing import Any
 from storage.audit import Audit
 from storage.clock import now
 from storage.database import Database
-from storage.errors import AliasMoved, LeaseLost, NothingToRollBack, UnknownGeneration, WrongState
+from storage.errors import (
+    AliasMoved,
+    LeaseLost,
+    NothingToRollBack,
+    RoundCancelled,
+    UnknownGeneration,
+    WrongState,
+)
 from storage.records import ACTIVE, ALIAS, AliasChange, Decision, Generation, RoundState
 
 BASE = 0
@@ -107,7 +114,8 @@ class Generations:
     def promote(self, *, round_id: int, lease: str, candidate: int, expected: int) -> None:
         """Make the candidate the champion and end its round as promoted, if `expected` still serves.
 
-        Raises LeaseLost, AliasMoved, and WrongState unless the round is swapping with the verdict `promote`.
+        Raises LeaseLost, AliasMoved, RoundCancelled if that was asked for, and WrongState unless the round is swapping
+        with the verdict `promote`.
         """
         with self._database.writing():
             holder = self._holder(round_id, lease)
@@ -116,6 +124,8 @@ class Generations:
                 raise WrongState(
                     f"Round {round_id} with verdict {verdict}", holder["state"], [RoundState.SWAPPING]
                 )
+            if holder["cancel_requested"]:
+                raise RoundCancelled(round_id)
             self._flip(candidate, expected, actor=f"round {round_id}", reason="promoted", round_id=round_id)
             self._database.run(
                 "UPDATE rounds SET state = 'promoted', finished_at = ?, lease = NULL, lease_until = NULL WHERE id = ?",

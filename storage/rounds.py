@@ -168,14 +168,15 @@ class Rounds:
             self._event(round_id, state, message)
         return self.get(round_id)
 
-    def prepare(self, round_id: int, lease: str, champion: int, policy: str) -> Round:
-        """Fix the generation from which the round starts and is judged, and its policy; only the first call counts."""
+    def prepare(
+        self, round_id: int, lease: str, champion: int, policy: str, settings: dict[str, Any]
+    ) -> Round:
+        """Fix champion, policy and all settings of a round; only the first call counts."""
         with self._database.writing():
             self._held(round_id, lease)
             self._database.run(
-                "UPDATE rounds SET champion = coalesce(champion, ?), policy = coalesce(nullif(policy, ''), ?)"
-                " WHERE id = ?",
-                [champion, policy, round_id],
+                "UPDATE rounds SET champion = ?, policy = ?, settings = ? WHERE id = ? AND champion IS NULL",
+                [champion, policy, json.dumps(settings), round_id],
             )
         return self.get(round_id)
 
@@ -217,6 +218,9 @@ class Rounds:
         """End a round as rejected, held, failed or cancelled; only `Generations.promote` ends one as promoted."""
         with self._database.writing():
             found = self._held(round_id, lease)
+            if found.cancel_requested:
+                # Whatever it ran into on the way, somebody wanted it to stop, and its data to stay queued.
+                state = RoundState.CANCELLED
             if state not in TRANSITIONS[found.state] or state not in _AFTERWARDS:
                 raise WrongState(f"Round {round_id}", found.state, _AFTERWARDS)
             self._end(round_id, state, error, error or "")
@@ -243,12 +247,14 @@ class Rounds:
     def _fail_poisoned(self) -> None:
         with self._database.writing():
             poisoned = self._database.rows(
-                f"SELECT id FROM rounds WHERE state IN ({_ACTIVE}) AND lease_until < ? AND attempts >= ?",
+                f"SELECT id, cancel_requested FROM rounds WHERE state IN ({_ACTIVE})"
+                " AND lease_until < ? AND attempts >= ?",
                 [now(), MAX_ATTEMPTS],
             )
             for row in poisoned:
                 error = f"its worker died {MAX_ATTEMPTS} times; see the learner's log"
-                self._end(row["id"], RoundState.FAILED, error, error)
+                state = RoundState.CANCELLED if row["cancel_requested"] else RoundState.FAILED
+                self._end(row["id"], state, error, error)
 
     def _end(self, round_id: int, state: RoundState, error: str | None, message: str) -> None:
         self._database.run(

@@ -12,12 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from storage.errors import BadSetting
 
 PREFIX = "LLACA_"
+ENV_FILE = ".env"
 MEBIBYTE = 1024 * 1024
 
 
@@ -26,7 +28,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=ENV_FILE,
         extra="ignore",  # one .env serves several classes; refuse_unknown() finds misspelt names across all of them
         frozen=True,
         use_attribute_docstrings=True,
@@ -87,7 +89,7 @@ def names_of(*classes: type[Settings]) -> set[str]:
 
 def refuse_unknown(known: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
     """Raise BadSetting for a variable with our prefix that is not among `known`, as a misspelt one would be."""
-    names = os.environ if environment is None else environment
+    names = {**dotenv_values(ENV_FILE), **os.environ} if environment is None else environment
     allowed = sorted(known)
     for name in sorted(names):
         if name.upper().startswith(PREFIX) and name.upper() not in allowed:

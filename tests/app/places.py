@@ -105,7 +105,7 @@ def promote(store: Store, admin: User, fake: FakeVLLM, directory: Path) -> str:
     claimed = store.rounds.claim("test", 30)
     assert claimed is not None
     lease, champion = str(claimed.lease), store.generations.champion()
-    store.rounds.prepare(claimed.id, lease, champion, "llaca")
+    store.rounds.prepare(claimed.id, lease, champion, "llaca", {})
     number = store.generations.publish(
         round_id=claimed.id, lease=lease, sha256=f"hash{claimed.id}", parent=champion, rank=8, manifest={}
     ).number

@@ -122,3 +122,13 @@ def test_patience_ends(store: Store, fake: FakeVLLM, claimed: Round, candidate: 
     fake.stop()
     with pytest.raises(ServingUnavailable):
         run(store, fake, claimed, candidate, patience=0)
+
+
+def test_only_rows_that_both_answered_are_paired(
+    store: Store, fake: FakeVLLM, claimed: Round, candidate: int
+) -> None:
+    """A row that only one of the two has answered so far says nothing and is left out."""
+    run(store, fake, claimed, candidate)
+    store.database.run("DELETE FROM answers WHERE generation = 0")
+    (paired,) = paired_scores(store, claimed.id, duel(store, candidate), new={1})
+    assert (paired.champion, paired.candidate) == ((), ())

@@ -93,8 +93,8 @@ def test_holm_agrees_with_the_worked_example() -> None:
 
 def test_bootstrap_is_repeatable_and_knows_the_direction() -> None:
     """The same differences give the same p-values, small on the side they point to."""
-    worse, better = bootstrap([0.3, 0.2, 0.4, 0.1, 0.3, 0.2])
-    assert (worse, better) == bootstrap([0.3, 0.2, 0.4, 0.1, 0.3, 0.2])
+    worse, better = bootstrap([0.3, 0.2, 0.4, 0.1, 0.3, 0.2, 0.25, 0.15])
+    assert (worse, better) == bootstrap([0.3, 0.2, 0.4, 0.1, 0.3, 0.2, 0.25, 0.15])
     assert better < 0.01
     assert worse > 0.9
 
@@ -121,3 +121,9 @@ def test_nothing_is_promoted_that_lost_more_than_the_margin(
         assert all(result.change >= -MARGIN for result in verdict.tasks)
         assert any(not result.earlier and result.change > 0 for result in verdict.tasks)
     assert verdict.reasons
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_few_graded_rows_prove_nothing(rows: int) -> None:
+    """However large the gain on a handful of long answers, the candidate is held, not promoted."""
+    assert decide(task("captions", [0.1] * rows, [0.9 - 0.01 * n for n in range(rows)])) is Decision.HOLD

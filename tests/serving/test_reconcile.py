@@ -23,7 +23,7 @@ def promoted(store: Store, admin: User, directory: Path, seed: int) -> Generatio
     """Publish a new adapter and carry its round to the promotion."""
     claimed = claimed_round(store, admin)
     lease, champion = str(claimed.lease), store.generations.champion()
-    store.rounds.prepare(claimed.id, lease, champion, "llaca")
+    store.rounds.prepare(claimed.id, lease, champion, "llaca", {})
     write_lora(directory, seed)
     fake_probe(weights_of(directory)).write(directory)
     generation = published(store, claimed, directory, parent=champion)

@@ -30,3 +30,15 @@ def test_conversations_belong_to_their_owner(store: Store, admin: User) -> None:
     assert len(store.conversations.messages(mine.id, admin.id)) == 1
     store.conversations.delete(mine.id, admin.id)
     assert store.conversations.list(admin.id) == []
+
+
+def test_typing_the_hash_of_a_picture_does_not_show_it(store: Store, admin: User) -> None:
+    """Only who was sent a picture, or sent it, may see it; a text that names its hash opens nothing."""
+    other = store.users.create("bob", Role.CHAT)
+    sha256 = store.blobs.put(b"private", "image/png")
+    theirs, mine = store.conversations.create(other.id), store.conversations.create(admin.id)
+    store.conversations.append(theirs.id, other.id, "user", [{"type": "image", "sha256": sha256}])
+    for text in (sha256, f'"sha256": "{sha256}"', f'{{"type": "image", "sha256": "{sha256}"}}'):
+        store.conversations.append(mine.id, admin.id, "user", [text_part(text)])
+    assert store.conversations.may_see(other.id, sha256)
+    assert not store.conversations.may_see(admin.id, sha256)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.errors import UnknownRound
 from storage.records import Role, User
 from storage.settings import StorageSettings
 from storage.store import Store
@@ -58,3 +59,18 @@ def test_a_live_backup_opens(store: Store, admin: User, tmp_path: Path) -> None:
     store.database.backup(tmp_path / "copy" / "llaca.sqlite")
     with Store(StorageSettings(data_dir=tmp_path / "copy")) as copy:
         assert copy.users.by_name("ada").role is Role.ADMIN
+
+
+def test_threads_that_end_leave_no_connection(store: Store) -> None:
+    """However many threads come and go, connections of ended ones are closed."""
+    for _ in range(20):
+        thread = threading.Thread(target=store.users.list)
+        thread.start()
+        thread.join()
+    assert len(store.database._connections) <= 3
+
+
+def test_an_id_that_no_row_can_have_finds_nothing(store: Store) -> None:
+    """A number too large for SQLite is an unknown id, not a crash."""
+    with pytest.raises(UnknownRound):
+        store.rounds.get(10**30)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.datasets import split
-from storage.errors import UnknownDataset, WrongState
+from storage.errors import RoundInProgress, UnknownDataset, WrongState
 from storage.records import DatasetState, User
 from storage.store import Store
 from tests.conftest import question, questions
@@ -45,3 +45,13 @@ def test_only_waiting_data_is_approved(store: Store, admin: User) -> None:
     assert store.datasets.withdraw(dataset.id, "ada").state is DatasetState.WITHDRAWN
     with pytest.raises(UnknownDataset):
         store.datasets.approve(99, "ada")
+
+
+def test_data_in_a_round_is_not_withdrawn_under_it(store: Store, admin: User) -> None:
+    """While an unfinished round learns a dataset it cannot be withdrawn; after a cancel it can, and stays so."""
+    dataset = store.datasets.add("a", admin.id, questions(5), approved_by="ada")
+    found = store.rounds.enqueue("ada")
+    with pytest.raises(RoundInProgress, match=f"Round {found.id}"):
+        store.datasets.withdraw(dataset.id, "ada")
+    store.rounds.cancel(found.id, "ada")
+    assert store.datasets.withdraw(dataset.id, "ada").state is DatasetState.WITHDRAWN

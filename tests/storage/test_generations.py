@@ -10,6 +10,7 @@ from storage.errors import (
     AliasMoved,
     LeaseLost,
     NothingToRollBack,
+    RoundCancelled,
     UnknownGeneration,
     WrongState,
 )
@@ -37,7 +38,7 @@ def judged(store: Store, admin: User, decision: Decision) -> tuple[Round, int]:
     assert claimed is not None
     lease = str(claimed.lease)
     champion = store.generations.champion()
-    store.rounds.prepare(claimed.id, lease, champion, "llaca")
+    store.rounds.prepare(claimed.id, lease, champion, "llaca", {})
     candidate = store.generations.publish(
         round_id=claimed.id,
         lease=lease,
@@ -175,3 +176,15 @@ def test_only_exact_names_are_generations(name: str) -> None:
     """A name that is not exactly `assistant@N` is no generation."""
     assert generation_number(name) is None
     assert generation_number(generation_name(7)) == 7
+
+
+def test_a_round_that_was_cancelled_at_the_last_moment_does_not_serve(store: Store, admin: User) -> None:
+    """A cancel between verdict and swap is honoured, and the data stays queued."""
+    found, candidate = judged(store, admin, Decision.PROMOTE)
+    lease = str(found.lease)
+    store.rounds.advance(found.id, lease, RoundState.SWAPPING)
+    store.rounds.cancel(found.id, "ada")
+    with pytest.raises(RoundCancelled):
+        store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=0)
+    assert store.rounds.finish(found.id, lease, RoundState.FAILED, "away").state is RoundState.CANCELLED
+    assert (store.generations.champion(), store.datasets.get(1).state) == (0, DatasetState.QUEUED)

@@ -91,7 +91,7 @@ def test_an_expired_lease_hands_the_round_over_and_shuts_the_old_worker_out(
         lambda: store.rounds.advance(old.id, token, RoundState.TRAINING),
         lambda: store.rounds.record(old.id, token, "note", "late"),
         lambda: store.rounds.record_metrics(old.id, token, 1, 2, {}),
-        lambda: store.rounds.prepare(old.id, token, 0, "llaca"),
+        lambda: store.rounds.prepare(old.id, token, 0, "llaca", {}),
         lambda: store.rounds.set_verdict(old.id, token, {"decision": "promote", "reasons": []}),
         lambda: store.rounds.finish(old.id, token, RoundState.FAILED),
         lambda: store.rounds.release(old.id, token, "late", counts=True),
@@ -261,3 +261,21 @@ def test_any_order_of_events_keeps_to_the_table(store: Store, admin: User) -> No
     run_state_machine_as_test(
         RoundMachine, settings=hypothesis_settings(max_examples=25, stateful_step_count=30, deadline=None)
     )
+
+
+def test_what_a_round_was_prepared_with_stays(store: Store, queued: Round) -> None:
+    """A later attempt works with the champion, policy and settings of the first, whatever they are by then."""
+    held = claim(store)
+    store.rounds.prepare(held.id, str(held.lease), 0, "llaca", {"epochs": 3})
+    later = store.rounds.prepare(held.id, str(held.lease), 7, "ema", {"epochs": 1})
+    assert (later.champion, later.policy, later.settings) == (0, "llaca", {"epochs": 3})
+
+
+def test_a_cancelled_round_whose_worker_dies_is_cancelled_not_failed(store: Store, queued: Round) -> None:
+    """The data of a round that somebody cancelled stays queued, even if its worker never noticed."""
+    for _ in range(MAX_ATTEMPTS):
+        claim(store, lease_seconds=-1)
+    store.rounds.cancel(queued.id, "ada")
+    assert store.rounds.claim("one more", 30) is None
+    assert store.rounds.get(queued.id).state is RoundState.CANCELLED
+    assert store.datasets.get(1).state is DatasetState.QUEUED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from storage.errors import BadSetting
@@ -42,3 +44,11 @@ def test_leftovers_are_cleared(store: Store) -> None:
     (store.temporary() / "half" / "upload").write_bytes(b"x")
     store.clear_temporary()
     assert list(store.temporary().iterdir()) == []
+
+
+def test_a_misspelt_line_of_the_env_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file .env is looked through like the environment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LLACA_HOLDOUT_SHAER=0.1\n")
+    with pytest.raises(BadSetting, match="did you mean LLACA_HOLDOUT_SHARE"):
+        refuse_unknown(names_of(StorageSettings))

@@ -66,7 +66,7 @@ def begin(store: Store, by: User) -> tuple[Round, str]:
     claimed = store.rounds.claim("learner 1", 3600)
     assert claimed is not None
     assert claimed.lease is not None
-    store.rounds.prepare(claimed.id, claimed.lease, store.generations.champion(), "llaca")
+    store.rounds.prepare(claimed.id, claimed.lease, store.generations.champion(), "llaca", {})
     store.rounds.advance(
         claimed.id, claimed.lease, RoundState.TRAINING, f"from assistant@{store.generations.champion()}"
     )
