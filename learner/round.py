@@ -126,17 +126,21 @@ class RoundStory:
         servers = self._servers()
         try:
             # Before anybody waits for an evaluation: a candidate that the server ignores would look like its champion.
-            await bring_up(
-                self.store,
-                servers,
-                candidate.number,
-                patience_seconds=self.settings.serving_patience_s,
-                check=self.lease.check,
-            )
+            await self._bring_up(servers, candidate)
             asked = await evaluate(self.store, servers, self.lease, self._duel(candidate))
         finally:
             await _close(servers)
         self.store.rounds.record(self.round.id, self.lease.token, "evaluated", f"{asked} answers")
+
+    async def _bring_up(self, servers: Sequence[VLLM], candidate: Generation) -> None:
+        """Have the candidate loaded and proven on every server, as long as nobody stops the round."""
+        await bring_up(
+            self.store,
+            servers,
+            candidate.number,
+            patience_seconds=self.settings.serving_patience_s,
+            check=self.lease.check,
+        )
 
     def _judge(self, candidate: Generation) -> Verdict:
         self._advance(RoundState.JUDGING)
@@ -161,13 +165,7 @@ class RoundStory:
         servers = self._servers()
         try:
             # Again, because a server may have restarted since; loading what is loaded costs nothing.
-            await bring_up(
-                self.store,
-                servers,
-                candidate.number,
-                patience_seconds=self.settings.serving_patience_s,
-                check=self.lease.check,
-            )
+            await self._bring_up(servers, candidate)
         finally:
             await _close(servers)
         self.lease.check()

@@ -1,6 +1,6 @@
 """Settings of the learner: how a round trains, how it is judged, and when the learner looks for work.
 
-A round may carry its own values for any of them; they are checked when the round is asked for, not when it trains.
+A round may carry its own values for any of them; they are checked when the learner takes it up, before it trains.
 """
 
 from __future__ import annotations

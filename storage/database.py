@@ -98,12 +98,6 @@ class Database:
             raise
         connection.execute("COMMIT")
 
-    def backup(self, target: Path) -> None:
-        """Copy the live database to `target` without stopping anybody."""
-        with sqlite3.connect(target) as copy:
-            self.tables.conn.backup(copy)
-        copy.close()
-
     def close(self) -> None:
         """Close the connections of every thread."""
         with self._lock:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from storage.errors import UnknownRound
-from storage.records import Role, User
-from storage.settings import StorageSettings
+from storage.records import User
 from storage.store import Store
 from tests.conftest import question, questions
 
@@ -51,14 +49,6 @@ def test_a_failed_write_leaves_nothing(store: Store, admin: User) -> None:
         store.datasets.add("broken", admin.id, [*questions(3), question("?", "!", image="0" * 64)])
     assert store.datasets.list() == []
     assert store.database.rows("SELECT * FROM rows") == []
-
-
-def test_a_live_backup_opens(store: Store, admin: User, tmp_path: Path) -> None:
-    """A copy made while others work is a whole database."""
-    (tmp_path / "copy").mkdir()
-    store.database.backup(tmp_path / "copy" / "llaca.sqlite")
-    with Store(StorageSettings(data_dir=tmp_path / "copy")) as copy:
-        assert copy.users.by_name("ada").role is Role.ADMIN
 
 
 def test_threads_that_end_leave_no_connection(store: Store) -> None:
