@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from learner.data import IGNORED
+from learner.loss import kept_logits
 from learner.model import ADAPTER
-from learner.train import POLICY_STATE, TrainedAdapter, kept_logits
+from learner.train import POLICY_STATE, TrainedAdapter
 from serving.manifest import write_manifest
 from serving.messages import escape_control_tokens, openai_messages
 from serving.probes import TOLERANCE, Probe, ProbePrompt, distance

@@ -66,16 +66,8 @@ def adapter_config(model: PreTrainedModel, settings: LearnerSettings) -> LoraCon
 
 
 def language_linears(model: PreTrainedModel) -> list[str]:
-    """Return the names of the linear layers inside the language model, found as what owns the token embedding.
-
-    The output head lies outside of it, and so do vision tower and projector, whatever a family calls them.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    embedding = names[model.get_input_embeddings()]
-    owner = embedding.rpartition(".")[0]
-    while not isinstance(model.get_submodule(owner), PreTrainedModel):
-        owner = owner.rpartition(".")[0]
-    language = model.get_submodule(owner)
+    """Return the names of the linear layers inside the language model."""
+    owner, language = language_model(model)
     linears = [
         f"{owner}.{name}" for name, module in language.named_modules() if isinstance(module, nn.Linear)
     ]
@@ -84,6 +76,19 @@ def language_linears(model: PreTrainedModel) -> list[str]:
             Path(model.config.name_or_path), "no language model with linear layers was found in it"
         )
     return linears
+
+
+def language_model(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """Return name and module of the language model, found as what owns the token embedding.
+
+    The output head lies outside of it, and so do vision tower and projector, whatever a family calls them.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    embedding = names[model.get_input_embeddings()]
+    owner = embedding.rpartition(".")[0]
+    while not isinstance(model.get_submodule(owner), PreTrainedModel):
+        owner = owner.rpartition(".")[0]
+    return owner, model.get_submodule(owner)
 
 
 def target_pattern(linears: list[str]) -> str:

@@ -24,6 +24,7 @@ from learner.evaluate import Duel, evaluate, paired_scores
 from learner.export import export
 from learner.gate import Verdict, judge
 from learner.lease import Lease
+from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob, train
 from serving.base_model import resolve
@@ -40,7 +41,16 @@ from storage.errors import (
     WorkerStopping,
 )
 from storage.generations import BASE
-from storage.records import Dataset, DatasetState, Decision, Generation, Round, RoundState, generation_name
+from storage.records import (
+    Dataset,
+    DatasetState,
+    Decision,
+    Generation,
+    Round,
+    RoundState,
+    Row,
+    generation_name,
+)
 from storage.settings import load
 from storage.store import Store
 
@@ -190,12 +200,19 @@ class RoundStory:
             base=base,
             parent_adapter=parent,
             rows=[row for dataset in datasets for row in self.store.datasets.rows(dataset.id, "train")],
+            earlier=self._earlier_rows(),
             image=self.store.blobs.read,
             settings=self.settings,
             first_task=self.champion == BASE,
             workspace=self.workspace,
             max_rank=self.serving.max_lora_rank,
         )
+
+    def _earlier_rows(self) -> list[Sequence[Row]]:
+        """Return the training rows of each earlier dataset, if the policy looks at any of them."""
+        if policy_for(self.settings, self.champion == BASE).memory_rows == 0:
+            return []
+        return [self.store.datasets.rows(dataset.id, "train") for dataset in self._earlier_datasets()]
 
     def _report(self, step: int, steps: int, values: dict[str, Any]) -> None:
         self.store.rounds.record_metrics(self.round.id, self.lease.token, step, steps, values)
@@ -228,6 +245,12 @@ class RoundStory:
             self.store.datasets.get(dataset_id) for dataset_id in self.store.rounds.dataset_ids(self.round.id)
         ]
 
+    def _earlier_datasets(self) -> list[Dataset]:
+        new = {dataset.id for dataset in self._new_datasets()}
+        return [
+            dataset for dataset in self.store.datasets.list(DatasetState.LEARNED) if dataset.id not in new
+        ]
+
     def _check_images(self) -> None:
         """Raise UnusableRow, before hours of training, for a row that the servers would not answer."""
         most = self.serving.max_images
@@ -238,14 +261,10 @@ class RoundStory:
                     raise UnusableRow(dataset.id, row.position, reason)
 
     def _duel(self, candidate: Generation) -> Duel:
-        new = self._new_datasets()
-        earlier = [
-            d for d in self.store.datasets.list(DatasetState.LEARNED) if d.id not in {n.id for n in new}
-        ]
         return Duel(
             champion=self.champion,
             candidate=candidate.number,
-            datasets=(*earlier, *new),
+            datasets=(*self._earlier_datasets(), *self._new_datasets()),
             rows_per_dataset=self.settings.evaluation_max_rows,
             concurrency=self.settings.evaluation_concurrency,
             patience_seconds=self.settings.serving_patience_s,

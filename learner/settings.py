@@ -19,13 +19,20 @@ from storage.settings import Settings, load, names_of
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The LoRA ranks for which vLLM has kernels (`MaxLoRARanks` in vllm/config/lora.py, 0.32)."""
 
+POLICIES = (
+    "agem", "cofima", "dgg", "ema", "ewc", "interpolate", "joint", "keeplora", "llaca", "lwf", "mas", "olora", "pegp",
+    "replay", "sequential", "slao", "tir",
+)  # fmt: skip
+"""What a round can do against forgetting; `learner/policies/choose.py` has the class of each."""
+
 
 class LearnerSettings(Settings):
     """How the model is taught."""
 
-    policy: Literal["llaca", "ema", "sequential"] = "llaca"
-    """How a round protects what was learned before: `llaca` averages with a weight recomputed at every step, `ema`
-    with a fixed one, `sequential` not at all."""
+    policy: str = "llaca"
+    """How a round protects what was learned before; several joined by `+`, as in `llaca+replay`. docs/llaca.md says
+    what each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`, `mas`,
+    `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
     rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Rank of the adapter. Fixed by the first generation; it must not exceed what vLLM was started with."""
     alpha: int = Field(default=32, ge=1)
@@ -69,6 +76,50 @@ class LearnerSettings(Settings):
     """Whether L1 norms are sums, which grow with the tensor, or means over its elements."""
     llaca_first_task: Literal["plain", "average"] = "plain"
     """Whether the first round, with nothing to protect yet, trains plainly or averages as well."""
+    importance_rows: int = Field(default=128, ge=1)
+    """Policies that measure, at the end of a round, how much each weight matters: most new rows they look at."""
+    replay_rows: int = Field(default=64, ge=1)
+    """Policy `replay`: most rows of each earlier dataset that are trained again among the new ones."""
+    replay_share: float = Field(default=1.0, gt=0)
+    """Policy `replay`: most old rows altogether, as a multiple of the new ones, so that rounds do not grow for ever;
+    beyond it each earlier dataset gives fewer, but at least one."""
+    interpolate_share: float = Field(default=0.5, ge=0, le=1)
+    """Policy `interpolate`: how far a round goes from the old weights to those it has trained."""
+    cofima_share: float = Field(default=0.5, gt=0, lt=1)
+    """Policy `cofima`: weight of the new task's importance against that of the earlier ones."""
+    cofima_fisher_max: float = Field(default=1e-4, gt=0)
+    """Policy `cofima`: importance beyond this counts no more."""
+    ewc_strength: float = Field(default=1e4, ge=0)
+    """Policy `ewc`: weight of the penalty. Importance adds up to 1 over the adapter, so it is a large number."""
+    mas_strength: float = Field(default=1e4, ge=0)
+    """Policy `mas`: the same."""
+    tir_strength: float = Field(default=1e4, ge=0)
+    """Policy `tir`: the same."""
+    tir_importance: Literal["ewc", "mas"] = "mas"
+    """Policy `tir`: what importance is: Fisher information, or sensitivity of the logits."""
+    lwf_strength: float = Field(default=1.0, ge=0)
+    """Policy `lwf`: weight of the divergence from what the model said before the round."""
+    agem_rows: int = Field(default=64, ge=1)
+    """Policy `agem`: how many rows of each earlier dataset its memory has."""
+    dgg_rows: int = Field(default=64, ge=1)
+    """Policy `dgg`: how many rows of each earlier dataset are trained among the new ones."""
+    dgg_share: float = Field(default=0.1, ge=0, le=1)
+    """Policy `dgg`: share of the steps that are also pulled back towards the weights with which the round began."""
+    keeplora_rows: int = Field(default=128, ge=1)
+    """Policy `keeplora`: how many of the new rows it looks at, before training for their gradient and afterwards for
+    the inputs of the layers."""
+    keeplora_weight_energy: float = Field(default=0.6, ge=0, lt=1)
+    """Policy `keeplora`: share of the energy of each pre-trained weight from whose directions it keeps clear."""
+    keeplora_input_energy: float = Field(default=0.99, ge=0, lt=1)
+    """Policy `keeplora`: share of the energy of a task's inputs from whose directions later tasks keep clear."""
+    olora_strength: float = Field(default=0.5, ge=0)
+    """Policy `olora`: weight of the overlap between the new adapter's directions and the earlier ones'."""
+    pegp_rows: int = Field(default=128, ge=1)
+    """Policy `pegp`: how many of the new rows show, after training, what a task puts into each layer."""
+    pegp_input_energy: float = Field(default=0.95, ge=0, lt=1)
+    """Policy `pegp`: share of the energy of a layer's inputs that later rounds leave as it is; 0 leaves A free."""
+    pegp_hidden_energy: float = Field(default=0.5, ge=0, lt=1)
+    """Policy `pegp`: the same for the rank numbers between A and B, which a high share soon fills; 0 leaves B free."""
     gate_margin_points: float = Field(default=2.0, ge=0, le=100)
     """How many points (of 100) a task may lose before the candidate is rejected."""
     gate_significance: float = Field(default=0.05, gt=0, lt=1)
@@ -87,6 +138,14 @@ class LearnerSettings(Settings):
     """A worker that has not been heard of for this long loses its round to the next one."""
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     """How often a worker tells that it is alive; at most half of LLACA_LEASE_SECONDS."""
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str) -> str:
+        parts = policy.split("+")
+        if not set(parts) <= set(POLICIES) or len(set(parts)) < len(parts):
+            raise ValueError(f"one of {', '.join(POLICIES)}, or several of them joined by +, each once")
+        return policy
 
     @field_validator("cron")
     @classmethod

@@ -1,21 +1,18 @@
 """Trains one adapter: one process, one explicit loop, from the first row to the last step.
 
 It goes on from the newest checkpoint in the job's workspace, so that a round which was cut off ends with the weights of
-an uninterrupted one (the same bits on a CPU). What a round does against forgetting is its policy's, in `policies.py`.
+an uninterrupted one (the same bits on a CPU). What a round does against forgetting is its policy's, in `policies`.
 It does not know rounds, generations or the database: rows come in, metrics and an adapter go out.
-
-Shape suffixes: B rows of a batch, T tokens, K tokens kept for the output head, V vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,15 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, ProcessorMixin
 
 from learner.checkpoint import Checkpoints
-from learner.data import IGNORED, ReadImage, Renderer, collate, prepare, steps_of
+from learner.data import ReadImage, Renderer, prepare, steps_of
+from learner.loss import Batch, answer_loss, batch_of, kept_logits
+from learner.memory import sample
 from learner.model import attach_adapter, load_base, trainable
-from learner.policies import Policy, policy_for
+from learner.policies.choose import policy_for
+from learner.policies.policy import Policy, Task
 from learner.settings import LearnerSettings
 from storage.errors import TrainingDiverged, TrainingStopped
 from storage.records import Row
@@ -68,6 +67,8 @@ class TrainingJob:
     """Whether nothing was learned before, so that there is nothing to protect."""
     workspace: Path
     """Directory of this round's checkpoints."""
+    earlier: Sequence[Sequence[Row]] = ()
+    """Training rows of each dataset learned before; the policy says how many of them it sees again."""
     max_rank: int = 64
     """Largest rank the server takes."""
 
@@ -91,18 +92,24 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
 
     Raises TrainingStopped, after a checkpoint, when `should_stop()` says so; TrainingDiverged at the first number that
     is not finite; and before the first step UnsuitableModel, UnservableAdapter, AdapterMismatch, UnusableRow,
-    RowsTooLong or CheckpointMismatch.
+    RowsTooLong, CheckpointMismatch or PoliciesClash.
     """
     settings = job.settings
+    policy = policy_for(settings, job.first_task)
+    job = replace(
+        job,
+        earlier=[sample(rows, policy.memory_rows, settings.seed) for rows in job.earlier],
+        parent_adapter=None if policy.from_base else job.parent_adapter,
+    )
     set_seed(settings.seed)
     accelerator = Accelerator(mixed_precision="bf16")
 
     base, processor = load_base(job.base, accelerator.device)
     renderer = Renderer(processor, ends_of_turn(base, processor))
-    examples = prepare(job.rows, renderer, job.image, min(settings.row_max_tokens, context_of(base)))
-    lengths = [example.length for example in examples]
-    if accelerator.device.type == "cpu":
-        base.set_attn_implementation("eager" if max(lengths) <= SHORT_ROW else "sdpa")
+    task = task_of(job, base, renderer, accelerator.device)
+    policy.start(task)
+    trained = [*task.examples, *policy.rehearsal()]
+    lengths = [example.length for example in trained]
     steps = steps_of(
         lengths,
         epochs=settings.epochs,
@@ -110,14 +117,10 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
         accumulation=settings.gradient_accumulation,
         seed=settings.seed,
     )
-
-    model = attach_adapter(base, settings, job.parent_adapter, job.max_rank)
-    names, weights = trainable(model)
-    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=settings.weight_decay, fused=True)
-    policy = policy_for(settings, job.first_task)
-    policy.prepare(names, weights, inherited_state(job.parent_adapter))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    pad_id = processor.tokenizer.pad_token_id or 0
+    weights = task.weights
+    changing = [weight for weight in weights if weight.requires_grad]
+    optimizer = torch.optim.AdamW(changing, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+    model, optimizer = accelerator.prepare(task.model, optimizer)
 
     checkpoints = Checkpoints(job.workspace / "checkpoints", identity_of(job))
     found = checkpoints.latest()
@@ -133,9 +136,9 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
                 checkpoints.save(step, snapshot(weights, optimizer, policy), {"values": values})
                 raise TrainingStopped(step)
             started = time.perf_counter()
-            batches = [collate([examples[index] for index in batch], pad_id) for batch in steps[step]]
+            batches = [batch_of([trained[index] for index in batch], task.pad_id) for batch in steps[step]]
             loss_sum = backward(accelerator, model, policy, batches)
-            norm = accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(changing, settings.max_grad_norm)
             mean_loss, gradient_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
             check_finite(step + 1, loss=mean_loss, gradient=gradient_norm)
             policy.after_backward()
@@ -158,8 +161,8 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
             if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == len(steps):
                 checkpoints.save(step + 1, snapshot(weights, optimizer, policy), {"values": values})
 
-    policy_state = policy.finish()
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
+    policy_state = policy.finish()
     return TrainedAdapter(
         job=job,
         weights={
@@ -170,51 +173,50 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
         policy_state=policy_state,
         summary={
             "steps": len(steps),
-            "rows": len(examples),
+            "rows": len(task.examples),
+            "rehearsed": len(trained) - len(task.examples),
             "tokens": sum(lengths),
             "last": last_facts(values),
         },
     )
 
 
-def backward(
-    accelerator: Accelerator,
-    model: PeftModel,
-    policy: Policy,
-    batches: Sequence[tuple[dict[str, Tensor], Tensor]],
-) -> Tensor:
-    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device."""
-    answer_tokens = sum(int((labels_BT[:, 1:] != IGNORED).sum()) for _, labels_BT in batches)
-    total = torch.zeros((), device=accelerator.device)
-    for inputs, labels_BT in batches:
-        moved = {name: value.to(accelerator.device) for name, value in inputs.items()}
-        # Divided by the tokens of the whole step: accumulated batches then weigh as in one large batch.
-        loss = answer_loss(model, moved, labels_BT.to(accelerator.device)) / answer_tokens
-        accelerator.backward(loss + policy.extra_loss(model, moved))
-        total += loss.detach()
-    return total
-
-
-def answer_loss(model: PeftModel, inputs: dict[str, Tensor], labels_BT: Tensor) -> Tensor:
-    """Return the summed cross entropy of the labelled tokens, running the output head only where one is predicted."""
-    targets_BT = labels_BT[:, 1:]
-    kept_K = (targets_BT != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits_BKV = kept_logits(model, inputs, kept_K)
-    return cross_entropy(
-        logits_BKV.float().flatten(0, 1),
-        targets_BT[:, kept_K].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
+def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device: torch.device) -> Task:
+    """Prepare the rows and put the adapter on the base."""
+    most_tokens = min(job.settings.row_max_tokens, context_of(base))
+    examples = prepare(job.rows, renderer, job.image, most_tokens)
+    earlier = [prepare(rows, renderer, job.image, most_tokens) for rows in job.earlier]
+    if device.type == "cpu":
+        longest = max(example.length for rows in (examples, *earlier) for example in rows)
+        base.set_attn_implementation("eager" if longest <= SHORT_ROW else "sdpa")
+    model = attach_adapter(base, job.settings, job.parent_adapter, job.max_rank).eval()
+    names, weights = trainable(model)
+    return Task(
+        model=model,
+        names=names,
+        weights=weights,
+        examples=examples,
+        earlier=earlier,
+        inherited=inherited_state(job.parent_adapter),
+        first=job.first_task,
+        settings=job.settings,
+        pad_id=renderer.processor.tokenizer.pad_token_id or 0,
     )
 
 
-def kept_logits(model: PeftModel, inputs: dict[str, Tensor], kept_K: Tensor) -> Tensor:
-    """Return the logits at these positions [B, K, V], by the model's own `logits_to_keep` where it has one."""
-    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
-        kept_BKV: Tensor = model(**inputs, logits_to_keep=kept_K, use_cache=False).logits
-        return kept_BKV
-    logits_BTV: Tensor = model(**inputs, use_cache=False).logits
-    return logits_BTV[:, kept_K]
+def backward(accelerator: Accelerator, model: nn.Module, policy: Policy, batches: Sequence[Batch]) -> Tensor:
+    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device."""
+    answer_tokens = sum(batch.answer_tokens for batch in batches)
+    total = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        moved = batch.to(accelerator.device)
+        logits_BKV = kept_logits(model, moved.inputs, moved.kept)
+        # Divided by the tokens of the whole step: accumulated batches then weigh as in one large batch.
+        loss = answer_loss(logits_BKV, moved) / answer_tokens
+        share = batch.answer_tokens / answer_tokens
+        accelerator.backward(loss + share * policy.extra_loss(moved, logits_BKV))
+        total += loss.detach()
+    return total
 
 
 def learning_rate(step: int, steps: int, settings: LearnerSettings) -> float:
@@ -263,6 +265,7 @@ def identity_of(job: TrainingJob) -> str:
         "base": str(job.base),
         "parent": str(job.parent_adapter),
         "rows": [row.sha256 for row in job.rows],
+        "earlier": [[row.sha256 for row in rows] for rows in job.earlier],
         "settings": job.settings.model_dump(mode="json", exclude=LEAVES_WEIGHTS_ALONE),
         "first_task": job.first_task,
     }

@@ -1,7 +1,8 @@
 """Takes the pictures of the page for the documentation from a running installation.
 
-`python scripts/screenshots.py http://127.0.0.1:7860 ada --picture digit.png` asks for the password (or reads
-LLACA_SCREENSHOT_PASSWORD), signs in, asks about the picture and writes login, chat, teach, round and people as PNG.
+`python scripts/screenshots.py http://127.0.0.1:7860 ada --ask digit.png "Which digit is this?"` asks for the password
+(or reads LLACA_SCREENSHOT_PASSWORD), signs in, asks about the picture and writes login, chat, teach, round and people
+as PNG. More pictures are asked about in conversations of their own: chat-2, chat-3 and so on.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="address of the installation")
     parser.add_argument("name", help="name of an admin")
-    parser.add_argument("--picture", type=Path, help="a picture to ask about")
-    parser.add_argument("--question", default="What do you see in this picture?")
+    parser.add_argument(
+        "--ask", nargs=2, action="append", default=[], metavar=("PICTURE", "QUESTION"), help="may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/screenshots"))
     parser.add_argument("--dark", action="store_true", help="as readers with a dark theme see it")
     given = parser.parse_args()
@@ -38,7 +40,8 @@ def main() -> None:
             viewport=SIZE, color_scheme="dark" if given.dark else "light", device_scale_factor=1.5
         ).new_page()
         sign_in(page, given.url, given.name, password, given.out)
-        chat(page, given.picture, given.question, given.out)
+        for number, (picture, question) in enumerate(given.ask, 1):
+            chat(page, Path(picture), question, given.out / f"chat{f'-{number}' if number > 1 else ''}.png")
         tabs(page, given.out)
         browser.close()
 
@@ -53,19 +56,20 @@ def sign_in(page: Page, url: str, name: str, password: str, out: Path) -> None:
     page.wait_for_selector("#header .name")
 
 
-def chat(page: Page, picture: Path | None, question: str, out: Path) -> None:
+def chat(page: Page, picture: Path, question: str, out: Path) -> None:
     """Ask in a new conversation and take the answer when it is whole."""
-    if picture is not None:
-        with page.expect_file_chooser() as chooser:
-            page.locator("#box .upload-button").first.click()
-        chooser.value.set_files(str(picture))
-        expect(page.locator("#box .thumbnail-item")).to_have_count(1)
+    page.locator("#new-chat").click()
+    expect(page.locator("#window .bot-row")).to_have_count(0)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#box .upload-button").first.click()
+    chooser.value.set_files(str(picture))
+    expect(page.locator("#box .thumbnail-item")).to_have_count(1)
     page.locator("#box textarea").fill(question)
     page.locator("#box textarea").press("Enter")
     expect(page.locator("#window .bot-row")).to_have_count(1, timeout=1000 * ANSWER_SECONDS)
     expect(page.get_by_role("button", name="Retry")).to_be_enabled(timeout=1000 * ANSWER_SECONDS)
     page.mouse.move(0, 0)
-    page.screenshot(path=out / "chat.png")
+    page.screenshot(path=out)
 
 
 def tabs(page: Page, out: Path) -> None:

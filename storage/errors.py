@@ -19,7 +19,8 @@
     ├── serving               ServingUnavailable UnknownModel RequestRejected ReplyInterrupted AdapterRefused
     │                         AdapterChanged ProbeRefused ProgramRefused BaseModelUnavailable
     ├── learner               RoundCancelled WorkerStopping TrainingStopped UnsuitableModel UnservableAdapter
-    │                         AdapterMismatch UnusableRow RowsTooLong CheckpointMismatch TrainingDiverged
+    │                         AdapterMismatch UnusableRow RowsTooLong CheckpointMismatch PoliciesClash
+    │                         TrainingDiverged
     └── app                   BadField UnknownField TooLarge TooManyRequests UnknownModelName UnknownRoute
                               NotSignedIn NotAllowed ForeignOrigin AlreadyRunning
 
@@ -831,6 +832,18 @@ class CheckpointMismatch(LlacaError, ValueError):
     def __init__(self, directory: object) -> None:
         super().__init__(
             f"{directory} holds checkpoints of another round; remove it, or give the round its own."
+        )
+
+
+class PoliciesClash(LlacaError, ValueError):
+    """Policies were combined of which each would replace the weights by its own result."""
+
+    code = "policies_clash"
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(
+            f"The policies {' and '.join(names)} cannot be combined: each replaces the weights that the round has "
+            "trained. Keep one of them in LLACA_POLICY."
         )
 
 

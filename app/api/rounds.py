@@ -20,8 +20,8 @@ class RoundRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
-    policy: str = Field(default="", pattern=r"^([a-z][a-z0-9_]{0,39})?$")
-    """The continual-learning method; the learner's own if left out."""
+    policy: str = Field(default="", pattern=r"^([a-z][a-z0-9_]*(\+[a-z][a-z0-9_]*)*)?$", max_length=100)
+    """The continual-learning method, or several joined by `+`; the learner's own if left out."""
     settings: dict[str, Any] = Field(default={}, max_length=100)
     """Learner settings of this round alone, by name; the learner refuses what it does not know."""
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner import llaca
 from learner.llaca import RULES, Rule
-from learner.policies import FixedAverage, Llaca, groups_of, policy_for, rule_of
+from learner.policies.averaging import groups_of
+from learner.policies.choose import policy_for
+from learner.policies.ema import FixedAverage
+from learner.policies.llaca import Llaca, rule_of
 from learner.settings import LearnerSettings
+from tests.learner.tasks import NAMES, bare_task, take_step
 
 SHAPES = ((4, 6), (5, 4), (3, 3))
-NAMES = tuple(
-    f"base_model.model.layers.{layer}.self_attn.{name}.weight"
-    for layer, name in enumerate(("q_proj.lora_A.default", "q_proj.lora_B.default", "v_proj.lora_A.default"))
-)
 GROUPS = ("q_proj.A", "q_proj.B", "v_proj.A")
 STEPS = 6
 
@@ -61,18 +61,14 @@ def wide(tensors: list[list[Tensor]], index: int) -> list[np.ndarray]:
     return [tensors_then[index].double().numpy() for tensors_then in tensors]
 
 
-def step(policy: Llaca, new: list[Tensor], gradient: list[Tensor]) -> dict[str, Any]:
-    """Let the policy see the weights after a step and the gradient that led there."""
-    for weight, value, slope in zip(policy.weights, new, gradient, strict=True):
-        weight.data.copy_(value)
-        weight.grad = slope.clone()
-    return policy.after_step()
-
-
 def started(rule: Rule, points: list[list[Tensor]]) -> Llaca:
     """Return the policy at the start of a round."""
-    policy = Llaca(rule)
-    policy.prepare(NAMES, [nn.Parameter(tensor.clone()) for tensor in points[0]], {})
+    parts = {
+        f"llaca_{part}": getattr(rule, part) for part in ("side", "scale", "fallback", "hessian", "norm")
+    }
+    policy = Llaca(LearnerSettings(**parts))
+    policy.start(bare_task(points[0]))
+    assert policy.rule == rule
     return policy
 
 
@@ -104,7 +100,7 @@ def test_every_reading_of_the_rule_equals_a_float64_reference(rule: Rule) -> Non
         policy = started(rule, points)
         for t in range(STEPS):
             before = [average.double().numpy().copy() for average in policy.average]
-            shown = step(policy, points[t + 1], gradients[t])["beta"]
+            shown = take_step(policy, points[t + 1], gradients[t])["beta"]
             for index, group in enumerate(GROUPS):
                 seen = slice(max(0, t - 1), t + 1)
                 wanted, beta = reference(
@@ -145,7 +141,7 @@ def test_average_stays_within_the_weights_seen(scale: float, seed: int) -> None:
     points, gradients = history(scale, seed)
     policy = started(RULES["official"], points)
     for new, gradient in zip(points[1:], gradients, strict=True):
-        step(policy, new, gradient)
+        take_step(policy, new, gradient)
     for index, average in enumerate(policy.average):
         seen = torch.stack([p[index] for p in points])
         slack = 1e-5 * (1 + seen.abs().max())
@@ -170,7 +166,9 @@ def test_gradient_that_is_not_a_number_shows_in_the_metrics() -> None:
     points, gradients = history(3.0, seed=2)
     gradients[2][1].fill_(math.nan)
     policy = started(RULES["official"], points)
-    seen = [step(policy, new, gradient)["beta"] for new, gradient in zip(points[1:], gradients, strict=True)]
+    seen = [
+        take_step(policy, new, gradient)["beta"] for new, gradient in zip(points[1:], gradients, strict=True)
+    ]
     shares = [beta["q_proj.B"]["fallback"] for beta in seen]
     assert shares[2] == shares[3] == 1
     assert all(torch.isfinite(average).all() for average in policy.average)
@@ -208,28 +206,29 @@ def test_settings_override_parts_of_a_preset() -> None:
 
 def test_first_task_is_trained_plainly_unless_asked() -> None:
     """With nothing learned before, LLaCA averages only if the setting says so."""
-    assert not isinstance(policy_for(LearnerSettings(), first_task=True), Llaca)
-    assert isinstance(policy_for(LearnerSettings(llaca_first_task="average"), first_task=True), Llaca)
-    assert isinstance(policy_for(LearnerSettings(), first_task=False), Llaca)
+    plain, average = LearnerSettings(), LearnerSettings(llaca_first_task="average")
+    assert not isinstance(policy_for(plain, first_task=True).parts["llaca"], Llaca)
+    assert isinstance(policy_for(average, first_task=True).parts["llaca"], Llaca)
+    assert isinstance(policy_for(plain, first_task=False).parts["llaca"], Llaca)
 
 
 def test_fixed_average_and_its_kept_displacement() -> None:
     """A constant β gives the textbook average, and the kept displacement of a straight line is its share."""
-    weight = nn.Parameter(torch.zeros(2, 2))
-    policy = FixedAverage(0.75)
-    policy.prepare(NAMES[:1], [weight], {})
-    weight.data.fill_(1.0)
+    policy = FixedAverage(LearnerSettings(ema_decay=0.75))
+    task = bare_task([torch.zeros(2, 2)])
+    policy.start(task)
+    task.weights[0].data.fill_(1.0)
     first = policy.after_step()
     assert first["kept"] == {"all": pytest.approx(0.25), "q_proj.A": pytest.approx(0.25)}
     policy.after_step()
     policy.finish()
-    torch.testing.assert_close(weight.data, torch.full((2, 2), 1 - 0.75**2))
+    torch.testing.assert_close(task.weights[0].data, torch.full((2, 2), 1 - 0.75**2))
 
 
 def test_nothing_moved_has_no_kept_displacement() -> None:
     """Where the weights did not move the share is None, not a division by zero."""
-    policy = FixedAverage(0.5)
-    policy.prepare(NAMES[:1], [nn.Parameter(torch.ones(2, 2))], {})
+    policy = FixedAverage(LearnerSettings())
+    policy.start(bare_task([torch.ones(2, 2)]))
     assert policy.kept() == {"all": None, "q_proj.A": None}
 
 

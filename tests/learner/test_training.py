@@ -19,9 +19,10 @@ from torch import nn
 
 from learner.data import Renderer, collate, prepare
 from learner.export import export
+from learner.loss import answer_loss, batch_of, kept_logits
 from learner.model import attach_adapter, language_linears, load_base, target_pattern
 from learner.settings import LearnerSettings
-from learner.train import TrainedAdapter, TrainingJob, answer_loss, ends_of_turn, learning_rate, train
+from learner.train import TrainedAdapter, TrainingJob, ends_of_turn, learning_rate, train
 from storage.errors import (
     AdapterMismatch,
     CheckpointMismatch,
@@ -144,7 +145,8 @@ def test_batch_has_the_gradient_of_its_rows_one_by_one(base: Path) -> None:
 
     def measured(groups: list[list[int]]) -> tuple[float, list[torch.Tensor]]:
         attached.zero_grad()
-        losses = [answer_loss(attached, *collate([examples[i] for i in group], pad_id=0)) for group in groups]
+        batches = [batch_of([examples[i] for i in group], pad_id=0) for group in groups]
+        losses = [answer_loss(kept_logits(attached, b.inputs, b.kept), b) for b in batches]
         total: torch.Tensor = sum(losses, torch.zeros(()))
         torch.autograd.backward(total)
         return float(total.detach()), [
@@ -162,14 +164,13 @@ def test_head_on_kept_positions_gives_the_models_own_loss(base: Path) -> None:
     model, processor = load_base(base, CPU)
     pictures = tiny.Pictures()
     renderer = Renderer(processor, ends_of_turn(model, processor))
-    inputs, labels = collate(
-        prepare(tiny.mixed_rows(pictures), renderer, pictures.read, tiny.CONTEXT), pad_id=0
-    )
+    examples = prepare(tiny.mixed_rows(pictures), renderer, pictures.read, tiny.CONTEXT)
+    batch, (inputs, labels) = batch_of(examples, pad_id=0), collate(examples, pad_id=0)
     attached = attach_adapter(model.float(), FAST, None, max_rank=64)
     with torch.no_grad():
         own = attached(**inputs, labels=labels).loss
-        count = (labels[:, 1:] != -100).sum()
-        assert float(answer_loss(attached, inputs, labels) / count) == pytest.approx(float(own), rel=1e-5)
+        ours = answer_loss(kept_logits(attached, batch.inputs, batch.kept), batch) / batch.answer_tokens
+        assert float(ours) == pytest.approx(float(own), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,30 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     part = tmp_path / "part"
     part.write_bytes(b"changed")
     with pytest.raises(BaseModelUnavailable, match=r"damaged .* reinstall it"):
-        embedded.verify(part, embedded.WEIGHTS_SHA256, "reinstall it")
+        embedded.verify(part, embedded.GGUF_SHA256, "reinstall it")
 
 
 def test_shipped_weights_are_the_tested_ones() -> None:
-    """The tower and projector in the repository are those whose hash the code holds."""
-    embedded.verify(embedded.PARTS / embedded.WEIGHTS, embedded.WEIGHTS_SHA256, "restore it")
+    """Tower, projector and the language model's difference are those that were shipped together, and at most 24 MB."""
+    hashes = json.loads((embedded.PARTS / embedded.HASHES).read_text(encoding="utf-8"))
+    assert set(hashes) == {embedded.VISION, embedded.LANGUAGE}
+    for name, sha256 in hashes.items():
+        embedded.verify(embedded.PARTS / name, sha256, "restore it")
+    assert sum((embedded.PARTS / name).stat().st_size for name in hashes) <= 24e6
+
+
+def test_the_language_model_may_lie_elsewhere(tmp_path: Path) -> None:
+    """A copy of SmolLM2's file is taken from where a setting names it, and anything else there is refused."""
+    copy = tmp_path / "copy.gguf"
+    copy.symlink_to(embedded.find_gguf())
+    assert embedded.find_gguf(str(copy)) == copy
+    embedded.verify(copy, embedded.GGUF_SHA256, "")
+    copy.unlink()
+    copy.write_bytes(b"another model")
+    with pytest.raises(BaseModelUnavailable, match="LLACA_SMOLLM2 must name a copy"):
+        embedded.assemble(tmp_path / "out", str(copy))
+    with pytest.raises(BaseModelUnavailable, match=r"owner/repository/file\.gguf"):
+        embedded.find_gguf(str(tmp_path / "absent.gguf"))
 
 
 def test_a_local_directory_is_taken_as_it_is(tmp_path: Path) -> None:

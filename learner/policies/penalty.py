@@ -1,0 +1,64 @@
+"""What EWC, MAS and TIR share: leaving the weights of the last round costs more where they matter for earlier tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learner.data import Example
+from learner.loss import Batch
+from learner.policies.importance import normalized, spread
+from learner.policies.policy import Policy, Task
+from learner.policies.tensors import copies, numbered
+
+
+class Penalty(Policy):
+    """Adds λ Σ_k I_k (θ_k - θ'_k)² to the loss, θ' being the weights at the start; subclasses say what I and λ are.
+
+    Importance is scaled to add up to 1 for each task and summed over tasks, as in arXiv 2311.16206 but for the sum.
+    """
+
+    def start(self, task: Task) -> None:
+        """Keep the weights with which the round starts; without importance of earlier tasks nothing is held."""
+        super().start(task)
+        self.begin = copies(task.weights)
+        self.inherited = [
+            task.inherited[f"importance.{index}"].to(task.device)
+            for index in range(len(task.weights))
+            if task.inherited
+        ]
+        self.importance = self.inherited
+
+    def strength(self) -> float:
+        """Return λ."""
+        raise NotImplementedError
+
+    def measure(self) -> list[Tensor]:
+        """Return what each entry matters for the new rows."""
+        raise NotImplementedError
+
+    def extra_loss(self, batch: Batch, logits_BKV: Tensor) -> Tensor | float:
+        """Return the penalty."""
+        if not self.importance:
+            return 0.0
+        return self.strength() * penalty(self.importance, self.task.weights, self.begin)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Remember what matters for all tasks so far."""
+        return numbered("importance", self.with_new(normalized(self.measure())))
+
+    def with_new(self, new: list[Tensor]) -> list[Tensor]:
+        """Return the importance for all tasks so far."""
+        return [old + now for old, now in zip(self.inherited, new, strict=True)] if self.inherited else new
+
+    def rows(self) -> Sequence[Example]:
+        """Return the new rows on which importance is measured."""
+        return spread(self.task.examples, self.settings.importance_rows)
+
+
+def penalty(importance: Sequence[Tensor], weights: Sequence[Tensor], begin: Sequence[Tensor]) -> Tensor:
+    """Return Σ_k I_k (θ_k - θ'_k)² over all tensors."""
+    terms = [(i * (w - b).square()).sum() for i, w, b in zip(importance, weights, begin, strict=True)]
+    return torch.stack(terms).sum()

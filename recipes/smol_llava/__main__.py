@@ -1,0 +1,83 @@
+"""`python -m recipes.smol_llava`: makes smol-llava anew, or step by step.
+
+    fetch      download emoji, their names and fonts, and render them
+    see        stage 1: train the vision tower
+    talk       stage 2: train projector, tower and the language model's difference
+    ship       pack the result into serving/embedded
+    evaluate   print the table of abilities of the model that is in serving/embedded
+    all        everything, one after the other
+
+Every step goes on from where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from recipes.smol_llava import digits, sources, sprites
+from recipes.smol_llava.chats import smollm2
+from recipes.smol_llava.evaluate import evaluate, kept
+from recipes.smol_llava.see import SeeSettings, see
+from recipes.smol_llava.ship import ship
+from recipes.smol_llava.talk import TalkSettings, talk
+from serving import embedded
+
+
+def report(work: Path, questions: int) -> None:
+    """Assemble what is shipped, and print what it can do."""
+    base = work / "models" / embedded.directory_name()
+    if not embedded.is_complete(base):
+        embedded.assemble(base)
+    processor = AutoProcessor.from_pretrained(base)
+    model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).eval()
+    print("| ability | right, known phrasing (%) | new phrasing (%) | goal |\n|---|---|---|---|")
+    evaluate(model, processor, work / "cache", questions, "test")
+    talked = kept(model, smollm2(), processor, questions // 2)
+    print(
+        f"text alone, against SmolLM2: {talked.same_tokens:.1f} % of the first greedy tokens the same, "
+        f"{talked.same_choice:.1f} % of its words chosen too, {talked.nats:.3f} nats per token "
+        f"(its own: {talked.own_nats:.3f})"
+    )
+    learned = digits.learn(base, 200, 200, seed=0)
+    print(
+        f"handwritten digits from 200 rows: {learned.before:.1f} % before, "
+        f"{learned.after:.1f} % after {learned.seconds:.0f} s"
+    )
+
+
+def main() -> None:
+    """Run the steps that were asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.smol_llava",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("step", choices=("fetch", "see", "talk", "ship", "evaluate", "all"))
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory for downloads, checkpoints and models"
+    )
+    parser.add_argument("--see-steps", type=int, default=SeeSettings().steps, help="steps of stage 1")
+    parser.add_argument("--talk-steps", type=int, default=TalkSettings().steps, help="steps of stage 2")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--questions", type=int, default=200, help="questions per ability")
+    given = parser.parse_args()
+    cache, out = given.work / "cache", given.work / "training"
+    if given.step in ("fetch", "all"):
+        sources.fetch(cache)
+        sprites.render(cache)
+    if given.step in ("see", "all"):
+        see(cache, out, SeeSettings(steps=given.see_steps, workers=given.workers))
+    if given.step in ("talk", "all"):
+        talk(cache, out, TalkSettings(steps=given.talk_steps, workers=given.workers))
+    if given.step in ("ship", "all"):
+        ship(out)
+    if given.step in ("evaluate", "all"):
+        report(given.work, given.questions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Packs what training ended with into the files that this repository ships, in bfloat16."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recipes.smol_llava.see import TOWER
+from recipes.smol_llava.talk import LORA_ALPHA, LORA_RANK
+from serving.embedded import LANGUAGE, PARTS, VISION
+
+_VISION = "base_model.model.model."
+
+
+def ship(out: Path, parts: Path = PARTS) -> None:
+    """Write tower, projector and the language model's difference from `out`'s checkpoint to `parts`, with hashes."""
+    weights: dict[str, Tensor] = torch.load(out / "talk.pt", weights_only=True, map_location="cpu")["weights"]
+    vision = {
+        name.removeprefix(_VISION): small(tensor) for name, tensor in weights.items() if "lora_" not in name
+    }
+    language = {difference_name(name): small(tensor) for name, tensor in weights.items() if "lora_" in name}
+    save_file(vision, parts / VISION, metadata={"format": "pt"})
+    save_file(language, parts / LANGUAGE, metadata={"format": "pt", "scale": str(LORA_ALPHA / LORA_RANK)})
+    write_config(parts / "config.json")
+    hashes = {name: hashlib.sha256((parts / name).read_bytes()).hexdigest() for name in (VISION, LANGUAGE)}
+    (parts / "parts.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+
+
+def small(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is shipped."""
+    return tensor.detach().to(torch.bfloat16).contiguous()
+
+
+def difference_name(name: str) -> str:
+    """Return `model.layers.0….q_proj.A` for PEFT's `….language_model.layers.0….q_proj.lora_A.default.weight`."""
+    module, _, side = name.partition(".lora_")
+    return f"model.{module.partition('.language_model.')[2]}.{side[0]}"
+
+
+def write_config(path: Path) -> None:
+    """Put the tower's shape into the model's configuration; everything else in it stays."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    vision = config["vision_config"]
+    shape: dict[str, Any] = {
+        name: getattr(TOWER, name) for name in vision if name not in ("dtype", "model_type")
+    }
+    config["vision_config"] = vision | shape
+    config["image_seq_length"] = (TOWER.image_size // TOWER.patch_size) ** 2
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

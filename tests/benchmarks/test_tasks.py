@@ -1,0 +1,144 @@
+"""Tasks are always the same, never ask what they taught, and know what their answers look like."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.continual import files
+from benchmarks.continual.drawn import SOURCES, Source, build
+from benchmarks.continual.general import suite
+from benchmarks.continual.protocol import FULL, QUICK
+from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of, same
+from recipes.smol_llava.drawing import Artist
+from recipes.smol_llava.evaluate import ABILITIES
+from storage.errors import BadUpload
+from tests.learner import tiny
+
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+
+
+def drawn(source: Source, artist: Artist, cache: Path, rows: int = 12) -> Task:
+    """Return a small task."""
+    return build(source, artist, cache, Pictures(), rows=rows, holdout=6)
+
+
+@each_source
+def test_a_task_is_the_same_each_time_and_more_rows_are_the_same_and_some_more(
+    source: Source, artist: Artist, stocked: Path
+) -> None:
+    """Held-out rows never change, and what a longer run teaches begins with what a shorter one did."""
+    one, again, longer = (drawn(source, artist, stocked, rows) for rows in (12, 12, 20))
+    assert one.fingerprint == again.fingerprint != longer.fingerprint
+    assert longer.holdout == one.holdout or [row.sha256 for row in longer.holdout] == [
+        row.sha256 for row in one.holdout
+    ]
+    assert [row.sha256 for row in longer.train][:12] == [row.sha256 for row in one.train]
+    assert (len(one.train), len(one.holdout), len(longer.train)) == (12, 6, 20)
+
+
+@each_source
+def test_no_picture_is_both_taught_and_asked(source: Source, artist: Artist, stocked: Path) -> None:
+    """What a model is asked about it has not seen."""
+    task = drawn(source, artist, stocked, rows=30)
+    taught = {sha256 for row in task.train for sha256 in row.images}
+    asked = {sha256 for row in task.holdout for sha256 in row.images}
+    assert taught
+    assert asked
+    assert not taught & asked
+
+
+@each_source
+def test_the_style_of_a_task_fits_its_own_answers_and_those_of_no_other(
+    source: Source, artist: Artist, stocked: Path
+) -> None:
+    """Following the format can be told from answering as another task, or as the base model, does."""
+    tasks = {one.name: drawn(one, artist, stocked) for one in SOURCES}
+    own = tasks.pop(source.name)
+    style = re.compile(source.style)
+    assert all(style.fullmatch(reference_of(row)) for row in (*own.train, *own.holdout))
+    foreign = [reference_of(row) for task in tasks.values() for row in task.train]
+    assert not [answer for answer in foreign if style.fullmatch(answer)]
+    general = [row for task in suite(artist, Pictures(), 2) for row in task.holdout]
+    # The base model, too, answers with bare digits where it counts.
+    assert [
+        row for row in general if style.fullmatch(reference_of(row)) and not reference_of(row).isdigit()
+    ] == []
+
+
+def test_instructions_differ_between_tasks_and_from_the_general_suite(artist: Artist, stocked: Path) -> None:
+    """No question is asked in two tasks, where it would have two right answers."""
+    asked = [{question_of(row) for row in drawn(source, artist, stocked).train} for source in SOURCES] + [
+        {question_of(row) for task in suite(artist, Pictures(), 3) for row in task.holdout}
+    ]
+    assert sum(map(len, asked)) == len(set.union(*asked))
+
+
+def test_the_quick_form_says_what_it_leaves_out() -> None:
+    """Everything in which the quick form is less than the full one is named, and nothing of the full one."""
+    assert FULL.cuts(FULL) == []
+    said = "; ".join(QUICK.cuts(FULL))
+    for cut in (
+        "without the tasks emoji, flags",
+        "rows 120 instead of 400",
+        "seeds 0 instead of 0, 1, 2",
+        "orders origin",
+    ):
+        assert cut in said
+    assert len(QUICK.tasks) >= 6
+
+
+def test_the_same_answer_in_another_case_is_right_and_in_another_form_wrong() -> None:
+    """Accuracy forgives case and a full stop, and no other form of an answer."""
+    assert same("three", "Three.") == 1
+    assert same('{"tallest": "red"}', "red") == 0
+    assert same("C-A-T", "C-T") == 0
+
+
+def test_the_general_suite_asks_every_ability_of_the_recipe(artist: Artist) -> None:
+    """Damage to any ability that the base model was made for can be seen."""
+    found = suite(artist, Pictures(), 2)
+    assert [task.name for task in found] == [ability.name for ability in ABILITIES]
+    assert all(len(task.holdout) == 2 for task in found)
+
+
+def write_llava_file(folder: Path, rows: int) -> Path:
+    """Write a data file in LLaVA's format with its pictures, and return its path."""
+    pictures = tiny.Pictures()
+    listed = []
+    for index in range(rows):
+        sha256 = pictures.draw(1 + index % 4, index)
+        (folder / f"{index}.png").write_bytes(pictures.read(sha256))
+        turns = [
+            {"from": "human", "value": "<image>\nhow many shapes are there?"},
+            {"from": "gpt", "value": tiny.WORDS[index % 4]},
+        ]
+        listed.append({"id": str(index), "image": f"{index}.png", "conversations": turns})
+    path = folder / "data.json"
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    return path
+
+
+def test_a_file_in_llavas_format_is_a_task(tmp_path: Path) -> None:
+    """Somebody's own data becomes rows whose pictures can be read, the same ones each time."""
+    path = write_llava_file(tmp_path, 30)
+    pictures = Pictures()
+    task = files.build("own", path, tmp_path, pictures, rows=10, holdout=4)
+    assert (len(task.train), len(task.holdout)) == (10, 4)
+    assert {reference_of(row) for row in task.train} <= set(tiny.WORDS)
+    assert all(pictures.read(row.images[0]).startswith(b"\x89PNG") for row in task.train)
+    assert not {row.images for row in task.train} & {row.images for row in task.holdout}
+    assert task.fingerprint == files.build("own", path, tmp_path, Pictures(), rows=10, holdout=4).fingerprint
+
+
+def test_a_file_with_a_bad_row_or_too_few_rows_is_refused(tmp_path: Path) -> None:
+    """A row that the product would not take is named, and no task is made of nothing."""
+    path = tmp_path / "data.json"
+    path.write_text('[{"image": "a.png", "conversations": []}]', encoding="utf-8")
+    with pytest.raises(BadUpload):
+        files.build("own", path, tmp_path, Pictures(), rows=10, holdout=4)
+    with pytest.raises(ValueError, match="too few rows: 1"):
+        files.build("own", write_llava_file(tmp_path, 1), tmp_path, Pictures(), rows=10, holdout=4)
