@@ -2,6 +2,7 @@
 
     fetch      download emoji, their names and fonts, and render them
     see        stage 1: train the vision tower
+    unpack     go on in stage 2 from recipes/smol_llava/checkpoint
     talk       stage 2: train projector, tower and the language model's difference
     ship       pack the result into serving/embedded
     evaluate   print the table of abilities of the model that is in serving/embedded
@@ -22,7 +23,7 @@ from recipes.smol_llava import digits, sources, sprites
 from recipes.smol_llava.chats import smollm2
 from recipes.smol_llava.evaluate import evaluate, kept
 from recipes.smol_llava.see import SeeSettings, see
-from recipes.smol_llava.ship import ship
+from recipes.smol_llava.ship import ship, unpack
 from recipes.smol_llava.talk import TalkSettings, talk
 from serving import embedded
 
@@ -56,7 +57,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", choices=("fetch", "see", "talk", "ship", "evaluate", "all"))
+    parser.add_argument("step", choices=("fetch", "see", "unpack", "talk", "ship", "evaluate", "all"))
     parser.add_argument(
         "--work", type=Path, required=True, help="directory for downloads, checkpoints and models"
     )
@@ -71,6 +72,8 @@ def main() -> None:
         sprites.render(cache)
     if given.step in ("see", "all"):
         see(cache, out, SeeSettings(steps=given.see_steps, workers=given.workers))
+    if given.step == "unpack":
+        unpack(out, Path(__file__).with_name("checkpoint"))
     if given.step in ("talk", "all"):
         talk(cache, out, TalkSettings(steps=given.talk_steps, workers=given.workers))
     if given.step in ("ship", "all"):

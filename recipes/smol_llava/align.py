@@ -39,10 +39,10 @@ MARGIN = 5
 class AlignSettings:
     """How stage 1b is trained."""
 
-    steps: int = 400
+    steps: int = 240
     batch_size: int = 128
-    projector_rate: float = 3e-3
-    tower_rate: float = 2e-4
+    projector_rate: float = 1e-3
+    tower_rate: float = 1e-4
     sharpness: float = 20.0
     """Factor on cosines before the softmax over words."""
     seed: int = 0
@@ -137,7 +137,12 @@ def align(
         lr=0.0, weight_decay=0.0, betas=(0.9, 0.98),
     )  # fmt: skip
     dataset = Patches(cache, words, tower.config.patch_size, f"align/{settings.seed}")
-    pictures = DataLoader(dataset, settings.batch_size, num_workers=settings.workers, prefetch_factor=4)
+    pictures = DataLoader(
+        dataset,
+        settings.batch_size,
+        num_workers=settings.workers,
+        prefetch_factor=4 if settings.workers else None,
+    )
     started, average = time.monotonic(), math.nan
     for step, (pixels, wanted_BNW) in enumerate(itertools.islice(pictures, settings.steps)):
         share = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -158,7 +163,13 @@ def align(
         average = loss.item() if math.isnan(average) else 0.95 * average + 0.05 * loss.item()
         if (step + 1) % 20 == 0:
             speed = (step + 1) * settings.batch_size / (time.monotonic() - started)
-            print(f"align {step + 1}/{settings.steps} loss {average:.3f} {speed:.0f} pictures/s", flush=True)
+            right = target_BNW.gather(-1, logits_BNW.argmax(-1, keepdim=True)).squeeze(-1) > 0
+            named = target_BNW[..., words.numbers[GROUND]] == 0
+            share = 100 * float(right[named].float().mean())
+            print(
+                f"align {step + 1}/{settings.steps} loss {average:.3f}, {share:.0f} % of patches of things named right,"
+                f" {speed:.0f} pictures/s", flush=True,
+            )  # fmt: skip
 
 
 @torch.no_grad()

@@ -179,9 +179,9 @@ def description(scene: Scene) -> str:
         case "shapes" | "emojis":
             said = listed([f"{a(thing.described)} ({thing.place})" for thing in scene.things])
         case "emoji":
-            said = f"A picture of {a(scene.things[0].name).lower()}."
+            said = f"A picture of {a(scene.things[0].name).lower()} ({scene.subgroup})."
         case "text":
-            said = f'The text "{scene.text}".'
+            said = f'The letters {" ".join(scene.text)}: the text "{scene.text}".'
         case "chart":
             said = f"A bar chart with {len(scene.things)} bars: {', '.join(scene.heights)}."
         case "clock":

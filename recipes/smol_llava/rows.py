@@ -33,6 +33,11 @@ TURNS = {
 """Most questions in one conversation about one picture of a kind."""
 TWO_PICTURES = 0.04
 """Share of conversations about two pictures."""
+KINDS = {
+    "shapes": 0.36, "text": 0.22, "emoji": 0.22, "emojis": 0.06, "chart": 0.03, "clock": 0.03, "board": 0.02,
+    "arrow": 0.01, "nothing": 0.05,
+}  # fmt: skip
+"""How often each kind of picture is talked of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +94,8 @@ class Writer:
 class Conversations(IterableDataset[dict[str, Tensor]]):
     """Endless batches of conversations about pictures, of similar length, of about `tokens` tokens each."""
 
-    def __init__(self, cache: Path, writer: Writer, tokens: int, seed: str) -> None:
-        self.cache, self.writer, self.tokens, self.seed = cache, writer, tokens, seed
+    def __init__(self, cache: Path, writer: Writer, tokens: int, told: float, seed: str) -> None:
+        self.cache, self.writer, self.tokens, self.told, self.seed = cache, writer, tokens, told, seed
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Draw and ask for ever, each worker its own pictures."""
@@ -98,14 +103,16 @@ class Conversations(IterableDataset[dict[str, Tensor]]):
         rng = random.Random(f"{self.seed}/{info.id if info else 0}")
         artist, examiner = Artist.of(self.cache), Examiner()
         while True:
-            drawn = [conversation(rng, artist, examiner, self.writer) for _ in range(192)]
+            drawn = [conversation(rng, artist, examiner, self.writer, self.told) for _ in range(192)]
             batches = list(batched(sorted(drawn, key=lambda row: len(row.ids)), self.tokens))
             rng.shuffle(batches)
             yield from (collate(batch) for batch in batches)
 
 
-def conversation(rng: random.Random, artist: Artist, examiner: Examiner, writer: Writer) -> Row:
-    """Draw one or two pictures and ask about them."""
+def conversation(
+    rng: random.Random, artist: Artist, examiner: Examiner, writer: Writer, told: float = 0.0
+) -> Row:
+    """Draw one or two pictures and ask about them; a share `told` of single ones is only described."""
     if rng.random() < TWO_PICTURES:
         scenes = [artist.draw(rng, rng.choice(("emoji", "text", "shapes"))) for _ in range(2)]
         asked = [
@@ -117,8 +124,11 @@ def conversation(rng: random.Random, artist: Artist, examiner: Examiner, writer:
             rng.shuffle(turns)
             return writer.about(scenes, turns)
     while True:
-        scene = artist.draw(rng)
-        turns = [(question.text, question.answer) for question in interview(rng, examiner, scene)]
+        scene = artist.draw(rng, rng.choices(list(KINDS), list(KINDS.values()))[0])
+        asked = (
+            [examiner.ask(rng, scene, "describe")] if rng.random() < told else interview(rng, examiner, scene)
+        )
+        turns = [(question.text, question.answer) for question in asked if question is not None]
         if turns:
             return writer.about([scene], turns)
 

@@ -119,7 +119,12 @@ def see(cache: Path, out: Path, settings: SeeSettings) -> None:
     done = resume(out / "see.pt", tower, captioner, optimizers)
 
     dataset = Captions(cache, vocabulary, f"see/{settings.seed}/{done}")
-    pictures = DataLoader(dataset, settings.batch_size, num_workers=settings.workers, prefetch_factor=4)
+    pictures = DataLoader(
+        dataset,
+        settings.batch_size,
+        num_workers=settings.workers,
+        prefetch_factor=4 if settings.workers else None,
+    )
     started, average = time.monotonic(), math.nan
     for step, (pixels, words) in enumerate(itertools.islice(pictures, settings.steps - done), done):
         rate = rate_at(step, settings)

@@ -1,4 +1,4 @@
-"""Packs what training ended with into the files that this repository ships, in bfloat16."""
+"""Packs what training ended with into the files that this repository ships, in bfloat16; and unpacks them again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPVisionModel
 
 from recipes.smol_llava.see import TOWER
 from recipes.smol_llava.talk import LORA_ALPHA, LORA_RANK
@@ -30,6 +31,30 @@ def ship(out: Path, parts: Path = PARTS) -> None:
     write_config(parts / "config.json")
     hashes = {name: hashlib.sha256((parts / name).read_bytes()).hexdigest() for name in (VISION, LANGUAGE)}
     (parts / "parts.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+
+
+def unpack(out: Path, parts: Path) -> None:
+    """Write packed parts as the beginning of stage 2 to `out`, so that training goes on from there."""
+    vision, language = load_file(parts / VISION), load_file(parts / LANGUAGE)
+    weights = {f"{_VISION}{name}": tensor.float() for name, tensor in vision.items()}
+    weights |= {trained_name(name): tensor.float() for name, tensor in language.items()}
+    tower = CLIPVisionModel(TOWER)
+    tower.load_state_dict(
+        {
+            name.removeprefix("vision_tower."): tensor
+            for name, tensor in vision.items()
+            if "vision_tower." in name
+        }
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    tower.save_pretrained(out / "tower")
+    torch.save({"step": 0, "weights": weights, "optimizer": None}, out / "talk.pt")
+
+
+def trained_name(name: str) -> str:
+    """Return PEFT's name for one of the difference: the inverse of `difference_name`."""
+    module, _, side = name.removeprefix("model.").rpartition(".")
+    return f"{_VISION}language_model.{module}.lora_{side}.default.weight"
 
 
 def small(tensor: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Stage 2: the projector, the tower (gently) and a low-rank difference of the language model learn to talk of pictures.
 
-Loss is taken on answers alone. Every few steps a batch of text without pictures keeps the language model what it was:
-its distribution at each word of its own earlier answers is held to that of the untouched SmolLM2 (KL divergence).
+Loss is taken on answers alone. At first most pictures are only described, because a description has many words that
+follow from the picture alone, the answer to a question one or two; then most are asked about. Every few steps a batch
+of text without pictures keeps the language model what it was: its distribution at each word of its own earlier answers
+is held to that of the untouched SmolLM2 (KL divergence).
 
 Shape suffixes: B rows, T tokens, K tokens with a loss, V vocabulary.
 """
@@ -12,6 +14,7 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,6 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from recipes.smol_llava.align import AlignSettings, align, rescale, words_of
 from recipes.smol_llava.chats import answered
@@ -45,13 +47,17 @@ LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|
 class TalkSettings:
     """How stage 2 is trained."""
 
-    steps: int = 2400
+    steps: int = 1000
     tokens: int = 512
     """Padded size of a batch."""
-    projector_rate: float = 1e-3
-    tower_rate: float = 2e-4
+    projector_rate: float = 2e-4
+    tower_rate: float = 5e-5
     language_rate: float = 6e-4
     warmup_steps: int = 60
+    told_steps: float = 0.4
+    """Share of the steps in which pictures are above all described."""
+    told: tuple[float, float] = (0.8, 0.2)
+    """Share of pictures that are only described, in these steps and after them."""
     text_every: int = 8
     """Each batch of this number is of text without pictures."""
     text_rows: int = 8
@@ -118,8 +124,7 @@ def talk(cache: Path, out: Path, settings: TalkSettings) -> None:
         lr=0.0, weight_decay=0.0, betas=(0.9, 0.98),
     )  # fmt: skip
     done = resume(out / "talk.pt", model, optimizer)
-    dataset = Conversations(cache, writer, settings.tokens, f"talk/{settings.seed}/{done}")
-    batches = iter(DataLoader(dataset, None, num_workers=settings.workers, prefetch_factor=8))
+    batches = conversations(cache, writer, settings, done)
     if not (out / "talk.pt").exists():
         begin(model, made, cache, out, next(batches)["pixels"].to(device), settings)
         save(out / "talk.pt", 0, model, optimizer)
@@ -129,6 +134,8 @@ def talk(cache: Path, out: Path, settings: TalkSettings) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share_at(step, settings)
         about = "text" if step % settings.text_every == settings.text_every - 1 else "picture"
+        if step == switch(settings):
+            batches = conversations(cache, writer, settings, step)
         if about == "text":
             chosen = random.Random(f"texts/{settings.seed}/{step}").sample(texts, settings.text_rows)
             loss = text_loss(model, moved(collate(chosen), device))
@@ -146,6 +153,24 @@ def talk(cache: Path, out: Path, settings: TalkSettings) -> None:
             print(f"talk {step + 1}/{settings.steps} {losses} {speed:.2f} steps/s", flush=True)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             save(out / "talk.pt", step + 1, model, optimizer)
+
+
+def switch(settings: TalkSettings) -> int:
+    """Return the step from which on most pictures are asked about."""
+    return round(settings.told_steps * settings.steps)
+
+
+def conversations(
+    cache: Path, writer: Writer, settings: TalkSettings, step: int
+) -> Iterator[dict[str, Tensor]]:
+    """Return endless batches about pictures, as they are talked of from this step on."""
+    told = settings.told[step >= switch(settings)]
+    dataset = Conversations(cache, writer, settings.tokens, told, f"talk/{settings.seed}/{step}")
+    return iter(
+        DataLoader(
+            dataset, None, num_workers=settings.workers, prefetch_factor=8 if settings.workers else None
+        )
+    )
 
 
 def picture_loss(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
@@ -180,29 +205,38 @@ def answer_logits(model: PeftModel, batch: dict[str, Tensor]) -> tuple[Tensor, T
 def begin(
     model: PeftModel, made: LlavaProcessor, cache: Path, out: Path, pixels: Tensor, settings: TalkSettings
 ) -> None:
-    """Give the projector its first weights, stage 1b included."""
+    """Give the projector its first weights: stage 1b."""
     inner = model.get_base_model().model
     tower, projector, embedding = (
         inner.vision_tower,
         inner.multi_modal_projector,
         inner.language_model.embed_tokens.weight,
     )
-    calibrate(tower, projector, pixels)
+    standardise(tower, pixels)
     words = words_of(cache, made.tokenizer, out)
     align(tower, projector, embedding, words, cache, replace(settings.align, workers=settings.workers))
     rescale(tower, projector, embedding, pixels)
 
 
 @torch.no_grad()
-def calibrate(tower: CLIPVisionModel, projector: LlavaMultiModalProjector, pixels: Tensor) -> None:
-    """Let a new projector start with inputs of unit variance."""
+def standardise(tower: CLIPVisionModel, pixels: Tensor) -> None:
+    """Shift and scale what the tower puts out to zero mean and unit variance, without changing what it sees.
+
+    Captioning leaves features with a large constant part, on which every step of a projector's weights would act at
+    once: it then learns one loud word for all pictures, and never to see. The mean goes into the last bias. Blocks
+    normalise their inputs, so scaling all they add scales the sum and nothing else.
+    """
     features = tower(normalised(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    nn.init.orthogonal_(projector.linear_1.weight)
-    projector.linear_1.weight /= std
-    projector.linear_1.bias.copy_(-projector.linear_1.weight @ mean)
-    nn.init.orthogonal_(projector.linear_2.weight)
-    nn.init.zeros_(projector.linear_2.bias)
+    scale = 1 / features.std(0).mean()
+    layers = tower.encoder.layers
+    layers[-1].mlp.fc2.bias -= features.mean(0)
+    for layer in layers:
+        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+            linear.weight *= scale
+            linear.bias *= scale
+    # The embeddings are normalised before the first block, by a layer whose output is what the blocks add to.
+    tower.pre_layrnorm.weight *= scale
+    tower.pre_layrnorm.bias *= scale
 
 
 def trained(model: PeftModel) -> dict[str, list[nn.Parameter]]:
@@ -236,7 +270,8 @@ def resume(path: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> in
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=model.device)
     model.load_state_dict(state["weights"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
+    if state["optimizer"] is not None:  # what was shipped comes without
+        optimizer.load_state_dict(state["optimizer"])
     step: int = state["step"]
     return step
 

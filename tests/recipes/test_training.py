@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel
 
 from recipes.smol_llava.align import AlignSettings
-from recipes.smol_llava.see import TOWER, SeeSettings, see
-from recipes.smol_llava.ship import difference_name, ship
+from recipes.smol_llava.see import TOWER, SeeSettings, normalised, see
+from recipes.smol_llava.ship import difference_name, ship, trained_name, unpack
+from recipes.smol_llava.talk import TalkSettings, standardise, talk
 from serving import embedded
 
 SMALL = SeeSettings(steps=2, batch_size=4, workers=0, save_every=1)
@@ -80,21 +81,21 @@ def test_assembling_adds_the_difference(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_names_of_the_difference_are_those_of_the_checkpoint() -> None:
-    """PEFT's name of a matrix becomes that of the module in the assembled checkpoint."""
+    """PEFT's name of a matrix becomes that of the module in the assembled checkpoint, and back."""
     name = "base_model.model.model.language_model.layers.7.mlp.up_proj.lora_B.default.weight"
     assert difference_name(name) == "model.layers.7.mlp.up_proj.B"
+    assert trained_name(difference_name(name)) == name
 
 
 def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, seen: Path) -> None:
-    """Two steps, cut off after the first, move projector, tower and language model."""
-    from recipes.smol_llava.talk import TalkSettings, talk
-
+    """Two steps, cut off after the first, move all three parts; what is shipped of them can be trained further."""
     (seen / "chats.json").write_text(json.dumps([["Hello!", "Hi there."]] * 2), encoding="utf-8")
     common: dict[str, Any] = {
         "tokens": 160, "text_every": 2, "text_rows": 1, "chats": 2, "workers": 0, "save_every": 1, "warmup_steps": 1,
         "align": AlignSettings(steps=1, batch_size=4),
     }  # fmt: skip
     talk(cache, seen, TalkSettings(steps=0, **common))
+    shutil.copyfile(embedded.PARTS / "config.json", seen / "config.json")
     start = torch.load(seen / "talk.pt", weights_only=True)["weights"]
     for steps in (1, 2):
         talk(cache, seen, TalkSettings(steps=steps, **common))
@@ -105,3 +106,24 @@ def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, seen: Path) -> 
             not torch.equal(start[name], tensor) for name, tensor in state["weights"].items() if part in name
         ]
         assert any(moved), part
+
+    ship(seen, seen)
+    unpack(seen / "further", seen)
+    (seen / "further" / "chats.json").write_text((seen / "chats.json").read_text(encoding="utf-8"))
+    talk(cache, seen / "further", TalkSettings(steps=0, **common))
+    again = torch.load(seen / "further" / "talk.pt", weights_only=True)["weights"]
+    assert all(
+        torch.equal(again[name], tensor.bfloat16().float()) for name, tensor in state["weights"].items()
+    )
+
+
+def test_standardising_changes_the_scale_of_features_and_nothing_else() -> None:
+    """Features have zero mean and unit variance afterwards, and are otherwise those of before."""
+    torch.manual_seed(0)
+    tower = CLIPVisionModel(TOWER)
+    pixels = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        before = tower(normalised(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
+        standardise(tower, pixels)
+        after = tower(normalised(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
+    assert torch.allclose(after, (before - before.mean(0)) / before.std(0).mean(), atol=1e-3)
