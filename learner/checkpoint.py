@@ -17,6 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from learner import processes
 from storage.blobs import publish
 from storage.errors import CheckpointMismatch
 
@@ -42,7 +43,15 @@ class Checkpoints:
         self.identity = identity
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint and remove the earlier ones; nothing to do if there is one of this step already."""
+        """Write a checkpoint and remove the earlier ones; nothing to do if there is one of this step already.
+
+        Of several processes the first one writes, and none goes on before it is there.
+        """
+        if processes.is_first():
+            self._write(step, tensors, facts)
+        processes.wait()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         target = self.directory / f"{_PREFIX}{step:08d}"
         if target.exists():
             return

@@ -49,6 +49,11 @@ class Example:
         """Tokens, those of images included."""
         return len(self.labels)
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens on which loss is taken; the first of a row is never predicted."""
+        return int((self.labels[1:] != IGNORED).sum())
+
 
 class Renderer:
     """Renders conversations of one model; `ends` are the tokens that end a turn of its assistant."""

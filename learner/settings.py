@@ -30,9 +30,9 @@ class LearnerSettings(Settings):
     """How the model is taught."""
 
     policy: str = "llaca"
-    """How a round protects what was learned before; several joined by `+`, as in `llaca+replay`. docs/llaca.md says
-    what each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`, `mas`,
-    `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
+    """How a round protects what was learned before; several joined by `+`, as in `llaca+replay`. docs/policies.md
+    says what each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`,
+    `mas`, `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
     rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Rank of the adapter. Fixed by the first generation; it must not exceed what vLLM was started with."""
     alpha: int = Field(default=32, ge=1)
@@ -50,7 +50,7 @@ class LearnerSettings(Settings):
     batch_size: int = Field(default=4, ge=1)
     """Rows that go through the model together."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Batches that make up one optimizer step."""
+    """Batches that make up one optimizer step. Several processes share them out, so at least one for each."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient of a step is scaled down to this norm if it is longer."""
     row_max_tokens: int = Field(default=2048, ge=16)
@@ -61,9 +61,10 @@ class LearnerSettings(Settings):
     """A round that is interrupted goes on from the last multiple of this many steps."""
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
     """Policy `ema`: weight of the old average at each step."""
-    llaca_rule: Literal["official", "continual-next", "paper"] = "official"
-    """Policy `llaca`: which published form of the rule. `official` is the authors' code for the paper, `continual-next`
-    their later code, `paper` the printed equation; learner/llaca.py lists them. The next five override parts of it."""
+    llaca_rule: Literal["official", "continual-next", "paper", "balance"] = "official"
+    """Policy `llaca`: which form of the rule. `official` is the authors' code for the paper, `continual-next` their
+    later code, `paper` the printed equation; learner/llaca.py lists them, and the next five settings override parts of
+    them. `balance` is our own, in units of loss; docs/llaca.md derives it."""
     llaca_side: Literal["new", "old"] | None = None
     """Whether the ratio of the rule weights the new parameters or the old average."""
     llaca_scale: float | None = Field(default=None, gt=0)
@@ -76,6 +77,8 @@ class LearnerSettings(Settings):
     """Whether L1 norms are sums, which grow with the tensor, or means over its elements."""
     llaca_first_task: Literal["plain", "average"] = "plain"
     """Whether the first round, with nothing to protect yet, trains plainly or averages as well."""
+    llaca_balance: float = Field(default=1.0, ge=0)
+    """Rule `balance`: how much a nat lost on an earlier task weighs against a nat gained on the new one."""
     importance_rows: int = Field(default=128, ge=1)
     """Policies that measure, at the end of a round, how much each weight matters: most new rows they look at."""
     replay_rows: int = Field(default=64, ge=1)

@@ -1,8 +1,11 @@
-"""Trains one adapter: one process, one explicit loop, from the first row to the last step.
+"""Trains one adapter: one explicit loop, from the first row to the last step.
 
 It goes on from the newest checkpoint in the job's workspace, so that a round which was cut off ends with the weights of
 an uninterrupted one (the same bits on a CPU). What a round does against forgetting is its policy's, in `policies`.
 It does not know rounds, generations or the database: rows come in, metrics and an adapter go out.
+
+Several processes (`accelerate launch`, torchrun) may train one adapter together: each calls `train` with the same job
+and takes some of the batches of each step, and the weights are those of one process that takes them all.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from learner import processes
 from learner.checkpoint import Checkpoints
-from learner.data import ReadImage, Renderer, prepare, steps_of
-from learner.loss import Batch, answer_loss, batch_of, kept_logits
+from learner.data import Example, ReadImage, Renderer, prepare, steps_of
+from learner.loss import answer_loss, batch_of, kept_logits
 from learner.memory import sample
 from learner.model import attach_adapter, load_base, trainable
 from learner.policies.choose import policy_for
@@ -66,7 +70,7 @@ class TrainingJob:
     first_task: bool
     """Whether nothing was learned before, so that there is nothing to protect."""
     workspace: Path
-    """Directory of this round's checkpoints."""
+    """Directory of this round's checkpoints; all processes see it."""
     earlier: Sequence[Sequence[Row]] = ()
     """Training rows of each dataset learned before; the policy says how many of them it sees again."""
     max_rank: int = 64
@@ -93,6 +97,8 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     Raises TrainingStopped, after a checkpoint, when `should_stop()` says so; TrainingDiverged at the first number that
     is not finite; and before the first step UnsuitableModel, UnservableAdapter, AdapterMismatch, UnusableRow,
     RowsTooLong, CheckpointMismatch or PoliciesClash.
+
+    Of several processes the first one alone reports and is asked whether to stop; all end with the same weights.
     """
     settings = job.settings
     policy = policy_for(settings, job.first_task)
@@ -118,9 +124,13 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
         seed=settings.seed,
     )
     weights = task.weights
+    # What a policy has computed at the start may differ in the last bits from GPU to GPU.
+    processes.take_first(weights)
     changing = [weight for weight in weights if weight.requires_grad]
     optimizer = torch.optim.AdamW(changing, lr=0.0, weight_decay=settings.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(task.model, optimizer)
+    optimizer = accelerator.prepare(optimizer)
+    # "Evaluation" adds mixed precision alone: gradients are added up by `processes`, which says why.
+    model = accelerator.prepare_model(task.model, evaluation_mode=True)
 
     checkpoints = Checkpoints(job.workspace / "checkpoints", identity_of(job))
     found = checkpoints.latest()
@@ -132,12 +142,13 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     model.train()
     with disable_input_dtype_casting(model):  # autocast does it; PEFT would copy every input to fp32 first
         for step in range(done, len(steps)):
-            if should_stop():
+            if processes.agreed(should_stop, accelerator.device):
                 checkpoints.save(step, snapshot(weights, optimizer, policy), {"values": values})
                 raise TrainingStopped(step)
             started = time.perf_counter()
-            batches = [batch_of([trained[index] for index in batch], task.pad_id) for batch in steps[step]]
-            loss_sum = backward(accelerator, model, policy, batches)
+            processes.draw_apart(settings.seed, step)
+            batches = [[trained[index] for index in batch] for batch in steps[step]]
+            loss_sum = backward(accelerator, model, changing, policy, batches, task.pad_id)
             norm = accelerator.clip_grad_norm_(changing, settings.max_grad_norm)
             mean_loss, gradient_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
             check_finite(step + 1, loss=mean_loss, gradient=gradient_norm)
@@ -157,7 +168,8 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
                 "samples_per_second": sum(len(batch) for batch in steps[step])
                 / (time.perf_counter() - started),
             }
-            report(step + 1, len(steps), values)
+            if processes.is_first():
+                report(step + 1, len(steps), values)
             if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == len(steps):
                 checkpoints.save(step + 1, snapshot(weights, optimizer, policy), {"values": values})
 
@@ -204,18 +216,29 @@ def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device:
     )
 
 
-def backward(accelerator: Accelerator, model: nn.Module, policy: Policy, batches: Sequence[Batch]) -> Tensor:
-    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device."""
-    answer_tokens = sum(batch.answer_tokens for batch in batches)
+def backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    weights: Sequence[nn.Parameter],
+    policy: Policy,
+    batches: Sequence[Sequence[Example]],
+    pad_id: int,
+) -> Tensor:
+    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device.
+
+    Of several processes each takes some of the batches, and all end with the whole sums.
+    """
+    answer_tokens = sum(example.answer_tokens for batch in batches for example in batch)
     total = torch.zeros((), device=accelerator.device)
-    for batch in batches:
-        moved = batch.to(accelerator.device)
-        logits_BKV = kept_logits(model, moved.inputs, moved.kept)
+    for examples in processes.share(batches):
+        batch = batch_of(examples, pad_id).to(accelerator.device)
+        logits_BKV = kept_logits(model, batch.inputs, batch.kept)
         # Divided by the tokens of the whole step: accumulated batches then weigh as in one large batch.
-        loss = answer_loss(logits_BKV, moved) / answer_tokens
+        loss = answer_loss(logits_BKV, batch) / answer_tokens
         share = batch.answer_tokens / answer_tokens
-        accelerator.backward(loss + share * policy.extra_loss(moved, logits_BKV))
+        accelerator.backward(loss + share * policy.extra_loss(batch, logits_BKV))
         total += loss.detach()
+    processes.add_up_gradients(weights, total)
     return total
 
 

@@ -31,6 +31,7 @@ from benchmarks.continual.protocol import (
     agree,
     method,
     pair,
+    setting,
 )
 from benchmarks.continual.report import EXAMPLES, report
 from benchmarks.continual.run import Bench, measure_base, run
@@ -125,7 +126,7 @@ def prepared(given: argparse.Namespace, form: Form, directory: Path, methods: Se
     for order in form.orders:
         if order not in ORDERS:
             raise ValueError(f"no order {order!r}; there are {', '.join(ORDERS)}")
-    learner = dict([("epochs", str(form.epochs)), *map(pair, given.set)])
+    learner = dict([("epochs", form.epochs), *map(setting, given.set)])
     for chosen in methods:
         chosen.starts_from_base(learner)
     pictures = Pictures()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -48,26 +49,23 @@ class Answerer:
 
     def ask(self, task: Task, pictures: Pictures) -> Cell:
         """Ask a task's held-out rows, and count right answers and those in the taught form."""
-        answers = self._answers(task.holdout, pictures)
-        asked = [(reference_of(row), answer) for row, answer in zip(task.holdout, answers, strict=True)]
-        formed = [task.style is None or task.style.fullmatch(answer) is not None for _, answer in asked]
-        return Cell(
-            rows=len(asked),
-            accuracy=100 * sum(task.grade(*pair) for pair in asked) / len(asked),
-            format=None if task.style is None else 100 * sum(formed) / len(asked),
-            samples=asked[:SAMPLES],
-        )
+        return marked(task, self.answers(task.holdout, pictures))
 
-    def _answers(self, rows: Sequence[Row], pictures: Pictures) -> list[str]:
+    def ask_together(self, tasks: Sequence[Task], pictures: Pictures) -> dict[str, Cell]:
+        """Ask several tasks of few rows each in common batches."""
+        answers = iter(self.answers([row for task in tasks for row in task.holdout], pictures))
+        return {task.name: marked(task, list(islice(answers, len(task.holdout)))) for task in tasks}
+
+    def answers(self, rows: Sequence[Row], pictures: Pictures) -> list[str]:
         """Answer all rows, each by the adapter of its group."""
-        longest = max(len(self._tokens(reference_of(row))) for row in rows)
+        longest = max((len(self._tokens(reference_of(row))) for row in rows), default=0)
         said: dict[int, str] = {}
-        for group in self._groups(rows):
+        for group, members in self._groups(rows):
             if self.codebook is not None:
-                self.model.set_adapter(str(group[0]))
+                self.model.set_adapter(str(group))
             # Neighbours in length together; those without a picture apart, since processors want all or none.
             order = sorted(
-                group[1], key=lambda index: (bool(rows[index].images), len(question_of(rows[index])))
+                members, key=lambda index: (bool(rows[index].images), len(question_of(rows[index])))
             )
             for indices in self._batches(order, rows):
                 batch = [rows[index] for index in indices]
@@ -124,3 +122,15 @@ class Answerer:
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self.renderer.processor.tokenizer(text, add_special_tokens=False).input_ids
         return tokens
+
+
+def marked(task: Task, answers: Sequence[str]) -> Cell:
+    """Compare answers with a task's references, and with the form they were taught in."""
+    asked = [(reference_of(row), answer) for row, answer in zip(task.holdout, answers, strict=True)]
+    formed = [task.style is None or task.style.fullmatch(answer) is not None for answer in answers]
+    return Cell(
+        rows=len(asked),
+        accuracy=100 * sum(task.grade(*pair) for pair in asked) / len(asked),
+        format=None if task.style is None else 100 * sum(formed) / len(asked),
+        samples=asked[:SAMPLES],
+    )

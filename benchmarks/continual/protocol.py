@@ -32,7 +32,7 @@ class Protocol:
     """Most rows that a task is asked."""
     general: int
     """Questions of each ability of the general suite; 0 leaves it out."""
-    learner: dict[str, str] = field(default_factory=dict)
+    learner: dict[str, Any] = field(default_factory=dict)
     """Settings of the learner that all methods share, where they differ from the defaults."""
     data: str = ""
     """A hash of all rows."""
@@ -78,15 +78,15 @@ class Method:
     """A policy with its settings, as the command line names it."""
 
     label: str
-    overrides: dict[str, str]
+    overrides: dict[str, Any]
     groups: float | None = None
     """From which similarity on a task joins a group of tasks; None for a single adapter."""
 
-    def settings(self, shared: dict[str, str], seed: int) -> LearnerSettings:
+    def settings(self, shared: dict[str, Any], seed: int) -> LearnerSettings:
         """Return the settings of its rounds; raise BadSetting if one of them does not exist or cannot be used."""
         return load(LearnerSettings, {**shared, **self.overrides, "seed": seed})
 
-    def starts_from_base(self, shared: dict[str, str]) -> bool:
+    def starts_from_base(self, shared: dict[str, Any]) -> bool:
         """Whether it learns all tasks at once, so that its last round is all there is to run.
 
         Raises PoliciesClash if its parts cannot be combined.
@@ -97,7 +97,7 @@ class Method:
 def method(label: str) -> Method:
     """Read `policy:setting=value:...`; the setting `groups` is the benchmark's own."""
     policy, *given = label.strip().split(":")
-    overrides = dict([pair(text) for text in given])
+    overrides = dict([setting(text) for text in given])
     groups = overrides.pop("groups", None)
     return Method(
         label=label.strip(),
@@ -112,6 +112,15 @@ def pair(text: str) -> tuple[str, str]:
     if not sign:
         raise ValueError(f"{text!r} is not of the form name=value")
     return name, value
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read `name=value` with a number, `null` or a word as the value."""
+    name, value = pair(text)
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def ordered(tasks: Sequence[str], order: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.continual import plots, tables
@@ -14,7 +13,6 @@ from benchmarks.continual.results import Results, Round
 from benchmarks.continual.summary import base_of, finished
 
 EXAMPLES = "examples.png"
-VERSIONS = ("torch", "transformers", "peft")
 
 
 def report(directory: Path, docs: Path) -> Path:
@@ -75,12 +73,10 @@ def described(protocol: Protocol, rounds: Sequence[Round]) -> str:
     orders = sorted({one.order for one in rounds if one.settings})
     shared = ", ".join(f"{name} {value}" for name, value in protocol.learner.items())
     machines = " and ".join(sorted({one.machine for one in rounds}))
-    versions = ", ".join(f"{package} {version(package)}" for package in VERSIONS)
     return (
         f"Base model `{protocol.base}`; tasks {', '.join(protocol.tasks)}; up to {protocol.rows} rows to learn and "
         f"{protocol.holdout} to be asked per task; orders {', '.join(orders)}; seeds {', '.join(map(str, seeds))}; "
-        f"{shared}. On {machines}, {min(one.at for one in rounds)[:10]} to {max(one.at for one in rounds)[:10]}, "
-        f"with {versions}."
+        f"{shared}. On {machines}, {min(one.at for one in rounds)[:10]} to {max(one.at for one in rounds)[:10]}."
     )
 
 

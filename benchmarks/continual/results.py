@@ -57,8 +57,8 @@ class Round:
     """Of the round, from 0; -1 for the base model."""
     cells: dict[str, Cell]
     """By task, those taught so far; for the base model all."""
-    general: dict[str, float] = field(default_factory=dict)
-    """Accuracy on each ability of the general suite; measured of the base model and after the last round."""
+    general: dict[str, Cell] = field(default_factory=dict)
+    """By ability of the general suite; measured of the base model and after the last round."""
     cost: Cost | None = None
     adapters: list[str] = field(default_factory=list)
     """Directories of the adapters after this round, one for each group."""
@@ -109,8 +109,12 @@ class Results:
 
 
 def _round(line: dict[str, Any]) -> Round:
-    cells = {
-        task: Cell(**cell | {"samples": [(wanted, said) for wanted, said in cell["samples"]]})
-        for task, cell in line["cells"].items()
+    cost = Cost(**line["cost"]) if line["cost"] else None
+    return Round(**line | {"cells": _cells(line["cells"]), "general": _cells(line["general"]), "cost": cost})
+
+
+def _cells(line: dict[str, dict[str, Any]]) -> dict[str, Cell]:
+    return {
+        name: Cell(**cell | {"samples": [(wanted, said) for wanted, said in cell["samples"]]})
+        for name, cell in line.items()
     }
-    return Round(**line | {"cells": cells, "cost": Cost(**line["cost"]) if line["cost"] else None})

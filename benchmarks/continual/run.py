@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from benchmarks.continual.tasks import Pictures, Task
 from learner.export import export
 from learner.policies.groups import Codebook, assign
 from learner.train import TrainingJob, train
+
+VERSIONS = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def measure_base(bench: Bench) -> None:
         return
     answerer = Answerer(bench.base, (), None, bench.batch_size)
     cells = {name: answerer.ask(task, bench.pictures) for name, task in bench.tasks.items()}
-    general = {task.name: answerer.ask(task, bench.pictures).accuracy for task in bench.general}
+    general = answerer.ask_together(bench.general, bench.pictures)
     names = list(bench.tasks)
     bench.results.add(
         Round(method=BASE, tasks=names, number=-1, cells=cells, general=general, machine=machine(), at=now())
@@ -137,7 +140,7 @@ def one_round(
     answerer = Answerer(bench.base, adapters, codebook, bench.batch_size)
     cells = {task.name: answerer.ask(task, bench.pictures) for task in tasks}
     is_last = len(tasks) == len(bench.tasks)
-    general = {task.name: answerer.ask(task, bench.pictures).accuracy for task in bench.general if is_last}
+    general = answerer.ask_together(bench.general if is_last else (), bench.pictures)
     cost = Cost(
         steps=summary["steps"],
         rows=summary["rows"],
@@ -192,10 +195,12 @@ def said(measured: Round) -> str:
 
 
 def machine() -> str:
-    """Name what computes."""
+    """Name what computes, and with which versions."""
     if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{torch.get_num_threads()} threads, {platform.machine()}"
+        device = str(torch.cuda.get_device_name())
+    else:
+        device = f"{torch.get_num_threads()} threads of {platform.machine()}"
+    return f"{device} ({', '.join(f'{package} {version(package)}' for package in VERSIONS)})"
 
 
 def now() -> str:

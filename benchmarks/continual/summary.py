@@ -111,7 +111,9 @@ def damage(run: Run, base: Round | None) -> float:
     """Return by how many points the general suite has changed since the base; NaN if it was not asked."""
     if base is None or not run.last.general:
         return math.nan
-    return float(np.mean([after - base.general[name] for name, after in run.last.general.items()]))
+    return float(
+        np.mean([cell.accuracy - base.general[name].accuracy for name, cell in run.last.general.items()])
+    )
 
 
 def mean_matrix(runs: Sequence[Run]) -> Matrix:

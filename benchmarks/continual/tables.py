@@ -88,9 +88,9 @@ def costs(runs: Runs) -> str:
 
 def general(runs: Runs, base: Round) -> str:
     """Return the accuracy on each ability of the general suite."""
-    lines = [["base model", *(number(value) for value in base.general.values())]]
+    lines = [["base model", *(number(cell.accuracy) for cell in base.general.values())]]
     for method, mine in runs.items():
-        columns = [[run.last.general[ability] for run in mine] for ability in base.general]
+        columns = [[run.last.general[ability].accuracy for run in mine] for ability in base.general]
         lines.append([f"`{method}`", *(number(float(np.mean(column))) for column in columns)])
     return table(["method", *base.general], lines)
 

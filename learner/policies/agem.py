@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner import processes
 from learner.data import Example
 from learner.policies.policy import Policy, Task
 from learner.settings import LearnerSettings
@@ -37,10 +38,17 @@ class AGem(Policy):
             return
         trained = [weight for weight in self.task.weights if weight.grad is not None]
         gradients = [weight.grad for weight in trained if weight.grad is not None]
-        (batch,) = self.task.batches(self._drawn(), self.settings.batch_size)
-        reference = torch.autograd.grad(self.task.loss(batch), trained)
-        self.cosine = yield_to(gradients, reference)
+        self.cosine = yield_to(gradients, self._reference(trained))
         self.steps += 1
+
+    def _reference(self, trained: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradient of this step's rows: of their summed loss, since only its direction counts."""
+        reference = [torch.zeros_like(weight) for weight in trained]
+        for batch in self.task.batches(processes.share(self._drawn()), self.settings.batch_size):
+            loss = self.task.loss(batch) * batch.answer_tokens
+            torch._foreach_add_(reference, torch.autograd.grad(loss, trained))
+        processes.add_up(reference)
+        return reference
 
     def _drawn(self) -> list[Example]:
         """Return this step's rows: they follow from the seed and the step, so that a resumed round draws the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from learner.policies.agem import AGem
+from learner.policies.balance import Balance
 from learner.policies.cofima import Cofima
 from learner.policies.composed import Composed
 from learner.policies.dgg import Dgg
@@ -50,10 +51,18 @@ def policy_for(settings: LearnerSettings, first_task: bool) -> Composed:
     LLaCA has nothing to protect in a first round, so it trains plainly there unless the settings say otherwise. Raises
     PoliciesClash for parts that cannot be combined.
     """
-    plain = first_task and settings.llaca_first_task == "plain"
     return Composed(
         {
-            name: Policy(settings) if name == "llaca" and plain else CLASSES[name](settings)
+            name: llaca_for(settings, first_task) if name == "llaca" else CLASSES[name](settings)
             for name in settings.policy.split("+")
         }
     )
+
+
+def llaca_for(settings: LearnerSettings, first_task: bool) -> Policy:
+    """Return the policy `llaca` by its rule."""
+    if settings.llaca_rule == "balance":
+        return Balance(settings)
+    if first_task and settings.llaca_first_task == "plain":
+        return Policy(settings)
+    return Llaca(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learner.policies.importance import fisher
+from learner.policies.importance import fisher, normalized
 from learner.policies.penalty import Penalty
 
 
@@ -17,4 +17,4 @@ class Ewc(Penalty):
 
     def measure(self) -> list[Tensor]:
         """Return the Fisher information of the new rows."""
-        return fisher(self.task, self.rows())
+        return normalized(fisher(self.task, self.rows()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learner.policies.importance import sensitivity
+from learner.policies.importance import normalized, sensitivity
 from learner.policies.penalty import Penalty
 
 
@@ -17,4 +17,4 @@ class Mas(Penalty):
 
     def measure(self) -> list[Tensor]:
         """Return the sensitivity on the new rows."""
-        return sensitivity(self.task, self.rows())
+        return normalized(sensitivity(self.task, self.rows()))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learner.data import Example
 from learner.loss import Batch
-from learner.policies.importance import normalized, spread
+from learner.policies.importance import spread
 from learner.policies.policy import Policy, Task
 from learner.policies.tensors import copies, numbered
 
@@ -17,7 +17,7 @@ from learner.policies.tensors import copies, numbered
 class Penalty(Policy):
     """Adds λ Σ_k I_k (θ_k - θ'_k)² to the loss, θ' being the weights at the start; subclasses say what I and λ are.
 
-    Importance is scaled to add up to 1 for each task and summed over tasks, as in arXiv 2311.16206 but for the sum.
+    Importance is summed over tasks. That of each is scaled to add up to 1 (arXiv 2311.16206), or as a subclass says.
     """
 
     def start(self, task: Task) -> None:
@@ -36,7 +36,7 @@ class Penalty(Policy):
         raise NotImplementedError
 
     def measure(self) -> list[Tensor]:
-        """Return what each entry matters for the new rows."""
+        """Return what each entry matters for the new rows, on the scale of the earlier rounds."""
         raise NotImplementedError
 
     def extra_loss(self, batch: Batch, logits_BKV: Tensor) -> Tensor | float:
@@ -47,7 +47,7 @@ class Penalty(Policy):
 
     def finish(self) -> dict[str, Tensor]:
         """Remember what matters for all tasks so far."""
-        return numbered("importance", self.with_new(normalized(self.measure())))
+        return numbered("importance", self.with_new(self.measure()))
 
     def with_new(self, new: list[Tensor]) -> list[Tensor]:
         """Return the importance for all tasks so far."""

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from learner.data import IGNORED, Example
 from learner.loss import batch_of
 from learner.model import language_model
-from learner.policies.importance import fisher, sensitivity
+from learner.policies.importance import fisher, normalized, sensitivity
 from learner.policies.penalty import Penalty
 from learner.policies.policy import Task
 from learner.policies.tensors import numbered
@@ -54,7 +54,7 @@ class Tir(Penalty):
     def measure(self) -> list[Tensor]:
         """Return what each entry matters for the new rows."""
         measured = fisher if self.settings.tir_importance == "ewc" else sensitivity
-        return measured(self.task, self.rows())
+        return normalized(measured(self.task, self.rows()))
 
     def with_new(self, new: list[Tensor]) -> list[Tensor]:
         """Return the greatest importance of each entry for any task."""

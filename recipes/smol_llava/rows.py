@@ -115,18 +115,20 @@ def conversation(
     """Draw one or two pictures and ask about them; a share `told` of single ones is only described."""
     if rng.random() < TWO_PICTURES:
         scenes = [artist.draw(rng, rng.choice(("emoji", "text", "shapes"))) for _ in range(2)]
-        asked = [
+        answers = [
             (place, examiner.ask(rng, scene))
             for place, scene in zip(("first", "second"), scenes, strict=True)
         ]
-        turns = [(f"About the {place} picture: {q.text}", q.answer) for place, q in asked if q is not None]
+        turns = [(f"About the {place} picture: {q.text}", q.answer) for place, q in answers if q is not None]
         if turns:
             rng.shuffle(turns)
             return writer.about(scenes, turns)
     while True:
         scene = artist.draw(rng, rng.choices(list(KINDS), list(KINDS.values()))[0])
-        asked = (
-            [examiner.ask(rng, scene, "describe")] if rng.random() < told else interview(rng, examiner, scene)
+        asked: list[Question | None] = (
+            [examiner.ask(rng, scene, "describe")]
+            if rng.random() < told
+            else [*interview(rng, examiner, scene)]
         )
         turns = [(question.text, question.answer) for question in asked if question is not None]
         if turns:

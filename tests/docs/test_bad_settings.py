@@ -8,7 +8,7 @@ from storage.errors import BadSetting
 from storage.settings import PREFIX, Settings, load
 from tests.docs.settings_page import CLASSES
 
-ANY_TEXT = {"model", "vllm_host", "host", "data_dir"}
+ANY_TEXT = {"model", "smollm2", "vllm_host", "host", "data_dir"}
 """Settings that take any text; whether it names something that exists shows where it is used."""
 BAD = {"vllm_arguments": "--dtype 'float32"}
 FIELDS = [(cls, name) for cls in CLASSES for name in cls.model_fields if name not in ANY_TEXT]

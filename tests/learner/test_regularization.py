@@ -89,7 +89,7 @@ def test_importance_equals_a_float64_reference(
 def test_importance_is_measured_where_a_weight_is_frozen(task: Task) -> None:
     """A policy that trains half of the adapter does not hide the other half, and stays as it was."""
     whole = fisher(task, task.examples[:2])
-    task.weights[0].requires_grad_(requires_grad=False)
+    task.weights[0].requires_grad_(False)
     again = fisher(task, task.examples[:2])
     assert not task.weights[0].requires_grad
     task.weights[0].requires_grad_()

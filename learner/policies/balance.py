@@ -1,0 +1,69 @@
+"""LLaCA's two ideal conditions in units of loss: what earlier tasks lose weighs as much as what the new one gains.
+
+docs/llaca.md derives it from the paper's own objective (arXiv 2410.10868). No average is kept: the weights themselves
+are trained to the point at which that objective is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.data import Example
+from learner.loss import answer_loss
+from learner.policies.importance import fisher
+from learner.policies.penalty import Penalty
+from learner.policies.policy import Task
+
+
+class Balance(Penalty):
+    """Policy `llaca` with the rule `balance`: adds λ/2 Σ_k H_k (θ_k - φ_k)² to the loss.
+
+    φ are the weights at the start, H is the curvature of the sum of all earlier tasks' losses in nats per answer token,
+    and λ (`llaca_balance`) says how much a nat lost on any of them weighs against one gained on the new rows.
+    """
+
+    def strength(self) -> float:
+        """Return λ/2."""
+        return self.settings.llaca_balance / 2
+
+    def after_step(self) -> dict[str, Any]:
+        """Tell what all earlier tasks together have lost by now, as far as H tells, in nats per answer token."""
+        return {"earlier_loss": float(cost(self.importance, self.moved()))} if self.importance else {}
+
+    def measure(self) -> list[Tensor]:
+        """Return the curvature of the new task's loss where the round has ended."""
+        rows = self.rows()
+        gain = mean_loss(self.task, rows, self.begin) - mean_loss(self.task, rows, self.task.weights)
+        return in_nats(fisher(self.task, rows), self.moved(), gain)
+
+    def moved(self) -> list[Tensor]:
+        """Return θ - φ, without a gradient."""
+        return [weight.detach() - begin for weight, begin in zip(self.task.weights, self.begin, strict=True)]
+
+
+def cost(curvature: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
+    """Return ½ Σ_k H_k d_k² over all tensors: what a loss rises by when its optimum is left by d."""
+    return torch.stack([(h * d.square()).sum() for h, d in zip(curvature, moved, strict=True)]).sum() / 2
+
+
+def in_nats(information: Sequence[Tensor], moved: Sequence[Tensor], gain: float) -> list[Tensor]:
+    """Scale Fisher information so that it says of the task's own way d what was measured: ½ Σ_k H_k d_k² = gain.
+
+    So only its shape counts. Its size does not: it shrinks where the model is already sure of its answers, and knows
+    nothing of how the entries work together. All zeros where nothing was gained.
+    """
+    predicted = float(cost([f.double() for f in information], [d.double() for d in moved]))
+    scale = max(gain, 0.0) / predicted if predicted > 0 else 0.0
+    return [f * scale for f in information]
+
+
+@torch.no_grad()
+def mean_loss(task: Task, examples: Sequence[Example], weights: Sequence[Tensor]) -> float:
+    """Return the loss of these weights in nats per answer token of all examples."""
+    batches = list(task.batches(examples, task.settings.batch_size))
+    total = sum(float(answer_loss(task.logits(batch, weights), batch)) for batch in batches)
+    return total / sum(batch.answer_tokens for batch in batches)

@@ -1,0 +1,260 @@
+"""The rule `balance`: its scale against what was measured, what it does not depend on, and its two limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner.data import Example
+from learner.export import export
+from learner.policies.balance import Balance, cost, in_nats, mean_loss
+from learner.policies.choose import policy_for
+from learner.policies.tensors import numbered
+from learner.settings import LearnerSettings
+from learner.train import backward
+from tests.learner import tiny
+from tests.learner.tasks import bare_task, real_task
+from tests.learner.test_regularization import BATCH, NO_LOGITS, expected, in_float64, nll
+from tests.learner.test_training import FAST, assert_same_bits, job_of, trained
+
+SETTINGS = LearnerSettings(policy="llaca", llaca_rule="balance", rank=8)
+SHAPES = ((4, 6), (5, 4), (7,))
+
+
+def made_up(seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return Fisher information and a way of some tensors, in float64."""
+    noise = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(2, *shape, generator=noise, dtype=torch.float64) for shape in SHAPES]
+    return [pair[0].square() for pair in draw], [pair[1] for pair in draw]
+
+
+def moved_by(task_weights: Sequence[Tensor], size: float) -> None:
+    """Move every weight a little."""
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in task_weights:
+            weight.add_(size * torch.randn(weight.shape, generator=noise))
+
+
+def test_curvature_says_of_the_rounds_own_way_what_was_measured(bases: dict[str, Path]) -> None:
+    """½ Σ H (θ - φ)² is the loss of φ minus that of θ, both measured in float64, and H has the shape of the Fisher."""
+    task = replace(real_task(bases["llava"], SETTINGS), first=True)
+
+    def loss_now() -> float:
+        parts = [in_float64(task, example) for example in task.examples]
+        total = sum(float(nll(logits, answers).detach()) for logits, _, _, answers in parts)
+        return total / sum(len(answers) for *_, answers in parts)
+
+    ends = [weight.detach().clone() for weight in task.weights]
+    moved_by(task.weights, 0.3)  # the worse weights are where the round starts
+    before = loss_now()
+    policy = Balance(SETTINGS)
+    policy.start(task)
+    begin = [weight.detach().double().numpy().copy() for weight in task.weights]
+    with torch.no_grad():
+        for weight, end in zip(task.weights, ends, strict=True):
+            weight.copy_(end)
+    gain = before - loss_now()
+    assert gain > 0
+    kept = policy.finish()
+    found = [kept[f"importance.{index}"].double().numpy() for index in range(len(ends))]
+    predicted = 0.5 * sum(
+        (h * (e.double().numpy() - b) ** 2).sum() for h, e, b in zip(found, ends, begin, strict=True)
+    )
+    assert predicted == pytest.approx(gain, rel=1e-4)
+    shape = expected(task, nll, 2)
+    scale = sum(h.sum() for h in found) / sum(f.sum() for f in shape)
+    for h, f in zip(found, shape, strict=True):
+        np.testing.assert_allclose(h, scale * f, rtol=2e-3, atol=1e-3 * scale * f.max())
+
+
+def test_tasks_add_up(bases: dict[str, Path]) -> None:
+    """After two rounds the cost of leaving is that of both tasks; the loss has λ times it."""
+    task = real_task(bases["llava"], SETTINGS.model_copy(update={"llaca_balance": 3.0}))
+    first, second = made_up(0)[0], made_up(1)[0]
+    old = bare_task([torch.zeros(shape) for shape in SHAPES], inherited=numbered("importance", first))
+    policy = Balance(task.settings)
+    policy.start(old)
+    both = policy.with_new(second)
+    for total, one, two in zip(both, first, second, strict=True):
+        torch.testing.assert_close(total, one + two)
+    moved_by(old.weights, 0.5)
+    moved = [weight.detach().double() for weight in old.weights]
+    loss = policy.extra_loss(BATCH, NO_LOGITS)
+    lost = float(cost(first, moved))
+    assert lost == pytest.approx(
+        0.5 * sum(float((h * d**2).sum()) for h, d in zip(first, moved, strict=True))
+    )
+    assert isinstance(loss, Tensor)
+    assert float(loss.detach()) == pytest.approx(3 * lost, rel=1e-5)
+    assert policy.after_step() == {"earlier_loss": pytest.approx(lost, rel=1e-5)}
+
+
+@given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31), gain=st.floats(1e-3, 10))
+@settings(deadline=None, max_examples=30)
+def test_curvature_scales_with_the_loss(scale: float, seed: int, gain: float) -> None:
+    """A loss in other units scales H by as much, so what it is weighed against, and the balance, stay as they are.
+
+    Fisher information alone does not: it scales with the square.
+    """
+    information, moved = made_up(seed)
+    plain = in_nats(information, moved, gain)
+    scaled = in_nats([f * scale**2 for f in information], moved, gain * scale)
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, one * scale, rtol=1e-6, atol=0)
+
+
+@given(times=st.integers(1, 1000), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_batch_size_cancels(times: int, seed: int) -> None:
+    """Information measured on means of batches is smaller by their size, and gives the same H."""
+    information, moved = made_up(seed)
+    for one, other in zip(
+        in_nats(information, moved, 1.0), in_nats([f / times for f in information], moved, 1.0), strict=True
+    ):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("again", [1, 3])
+def test_cutting_or_repeating_tensors_changes_no_cost(again: int) -> None:
+    """Whether a layer is one tensor or two halves, once there or several times: leaving costs the same."""
+    information, moved = made_up(2)
+    _, way = made_up(3)
+    whole = float(cost(in_nats(information, moved, 0.7), way))
+
+    def cut(tensors: list[Tensor]) -> list[Tensor]:
+        return [half for tensor in tensors for half in tensor.flatten().tensor_split(2)] * again
+
+    found = float(cost(in_nats(cut(information), cut(moved), 0.7), cut(way)))
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("balance", "least", "greatest"), [(0.0, 1, 1), (0.5, 0.3, 0.95), (1e6, 0, 1e-5)])
+def test_loss_is_least_at_the_balance_of_both_curvatures(
+    balance: float, least: float, greatest: float
+) -> None:
+    """If the new loss is ½ H_new (θ - φ - d)², the whole is least at φ + αd with α = H_new / (H_new + λ H_old).
+
+    So α is 1 where earlier tasks weigh nothing, and 0 where they weigh all. In float64, where no entry has a gradient.
+    """
+    noise = torch.Generator().manual_seed(1)
+    h_old, h_new, way = (torch.rand(3, 4, 6, generator=noise, dtype=torch.float64) + 0.2).unbind()
+    begin = torch.randn(4, 6, generator=noise, dtype=torch.float64)
+    task = bare_task([begin], inherited={"importance.0": h_old})
+    policy = Balance(SETTINGS.model_copy(update={"llaca_balance": balance}))
+    policy.start(task)
+    alpha = h_new / (h_new + balance * h_old)
+    assert least <= alpha.min() <= alpha.max() <= greatest
+    (weight,) = task.weights
+    with torch.no_grad():
+        weight.add_(alpha * way)
+    own = 0.5 * (h_new * (weight - begin - way).square()).sum()
+    (slope,) = torch.autograd.grad(own + policy.extra_loss(BATCH, NO_LOGITS), weight)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-7)
+
+
+def test_accumulated_batches_have_the_gradient_of_the_large_one(bases: dict[str, Path]) -> None:
+    """However the rows of a step are cut into batches, the earlier tasks weigh once, and the gradient is the same."""
+    rows = tiny.mixed_rows(pictures := tiny.Pictures())
+    task = real_task(bases["llava"], SETTINGS, rows, pictures=pictures)
+    inherited = numbered("importance", [torch.rand_like(weight) for weight in task.weights])
+    policy = Balance(SETTINGS)
+    policy.start(replace(task, inherited=inherited))
+    moved_by(task.weights, 0.05)
+
+    def gradients(groups: list[list[Example]]) -> list[Tensor]:
+        for weight in task.weights:
+            weight.grad = None
+        backward(Accelerator(mixed_precision="bf16"), task.model, task.weights, policy, groups, 0)
+        return [weight.grad for weight in task.weights if weight.grad is not None]
+
+    whole, *others = [
+        gradients([[task.examples[i] for i in group] for group in groups])
+        for groups in ([[0, 1, 2, 3, 4]], [[0], [1], [2], [3], [4]], [[3, 1], [0, 4, 2]])
+    ]
+    for other in others:
+        for one, same in zip(whole, other, strict=True):
+            torch.testing.assert_close(same, one, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_loss_is_that_of_all_answer_tokens(bases: dict[str, Path]) -> None:
+    """Rows count by their tokens, however they are batched, and the weights in the model stay its own."""
+    rows = tiny.mixed_rows(pictures := tiny.Pictures())
+    task = real_task(bases["llava"], SETTINGS.model_copy(update={"batch_size": 2}), rows, pictures=pictures)
+    parts = [in_float64(task, example) for example in task.examples]
+    tokens = sum(len(answers) for *_, answers in parts)
+    wanted = sum(float(nll(logits, answers).detach()) for logits, _, _, answers in parts) / tokens
+    assert mean_loss(task, task.examples, task.weights) == pytest.approx(wanted, rel=1e-5)
+    other = [torch.zeros_like(weight) for weight in task.weights]
+    assert mean_loss(task, task.examples, other) != pytest.approx(wanted, rel=1e-3)
+    assert mean_loss(task, task.examples, task.weights) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_round_that_gained_nothing_holds_nothing(gain: float) -> None:
+    """A task whose loss did not fall has nothing to lose."""
+    information, moved = made_up(0)
+    assert not any(h.any() for h in in_nats(information, moved, gain))
+    assert not any(h.any() for h in in_nats(information, [torch.zeros_like(d) for d in moved], 1.0))
+
+
+def test_first_round_is_plain_and_remembers(bases: dict[str, Path], tmp_path: Path) -> None:
+    """With nothing learned before, the weights are those of sequential tuning to the last bit; H is left behind."""
+    ends = {}
+    for policy in ("sequential", "llaca"):
+        chosen = FAST.model_copy(update={"policy": policy, "llaca_rule": "balance"})
+        job = replace(job_of(bases["llava"], tmp_path / policy, chosen), first_task=True)
+        ends[policy], _ = trained(job)
+    assert_same_bits(ends["sequential"], ends["llaca"])
+    assert all(name.startswith("llaca.importance.") for name in ends["llaca"].policy_state)
+    assert sum(float(h.sum()) for h in ends["llaca"].policy_state.values()) > 0
+
+
+def test_second_round_is_held_by_the_first(bases: dict[str, Path], tmp_path: Path) -> None:
+    """What the first task loses, as far as its own round could tell, is much less where it weighs something."""
+    plain = FAST.model_copy(update={"policy": "llaca", "llaca_rule": "balance", "epochs": 4})
+    first, _ = trained(replace(job_of(bases["llava"], tmp_path / "first", plain), first_task=True))
+    parent = export(first, tmp_path / "generations", {})
+    pictures = tiny.Pictures()
+    rows = [
+        tiny.row(
+            i,
+            [
+                tiny.turn("user", "describe the picture", pictures.draw(1, i)),
+                tiny.turn("assistant", "a circle"),
+            ],
+        )
+        for i in range(8)
+    ]
+    lost = {}
+    for balance in (0.0, 1.0, 1e9):
+        chosen = plain.model_copy(update={"llaca_balance": balance})
+        job = job_of(
+            bases["llava"],
+            tmp_path / str(balance),
+            chosen,
+            parent_adapter=parent,
+            rows=rows,
+            image=pictures.read,
+        )
+        result, metrics = trained(job)
+        lost[balance] = metrics.values[-1]["earlier_loss"]
+        assert result.policy_state.keys() == first.policy_state.keys()
+    # Not nothing: Adam's first steps have the length of the learning rate, however small the gradient is.
+    assert lost[1e9] < 0.1 * lost[0.0]
+    assert lost[1.0] < 0.5 * lost[0.0]
+
+
+def test_rule_is_chosen_by_its_name() -> None:
+    """`llaca` with the rule `balance` is this policy, in a first round too, where it has to remember."""
+    for first in (True, False):
+        assert isinstance(policy_for(SETTINGS, first_task=first).parts["llaca"], Balance)
