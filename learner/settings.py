@@ -33,8 +33,9 @@ class LearnerSettings(Settings):
     """How a round protects what was learned before; several joined by `+`, as in `llaca+replay`. docs/policies.md
     says what each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`,
     `mas`, `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
-    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
-    """Rank of the adapter. Fixed by the first generation; it must not exceed what vLLM was started with."""
+    rank: int = 16
+    """Rank of the adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512. Fixed by the first
+    generation; it must not exceed what vLLM was started with."""
     alpha: int = Field(default=32, ge=1)
     """Scale of the adapter: its product is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -149,6 +150,13 @@ class LearnerSettings(Settings):
         if not set(parts) <= set(POLICIES) or len(set(parts)) < len(parts):
             raise ValueError(f"one of {', '.join(POLICIES)}, or several of them joined by +, each once")
         return policy
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_vllm_accepts(cls, rank: int) -> int:
+        if rank not in RANKS:
+            raise ValueError(f"one of {', '.join(map(str, RANKS))}")
+        return rank
 
     @field_validator("cron")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from learner.settings import LearnerSettings
 from storage.errors import BadSetting
 from storage.settings import PREFIX, Settings, load
 from tests.docs.settings_page import CLASSES
@@ -22,6 +23,12 @@ def test_nonsense_is_refused_by_name(cls: type[Settings], name: str, monkeypatch
     with pytest.raises(BadSetting) as refused:
         load(cls)
     assert str(refused.value).startswith(f"{variable}: found {value!r}; allowed: ")
+
+
+def test_a_rank_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is text, and still a rank."""
+    monkeypatch.setenv("LLACA_RANK", "8")
+    assert load(LearnerSettings).rank == 8
 
 
 @pytest.mark.parametrize(
