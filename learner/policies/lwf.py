@@ -24,8 +24,12 @@ class Lwf(Policy):
         """Return the divergence, for which the teacher reads the batch as well."""
         if not self.teacher:
             return 0.0
+        model = self.task.model
+        training = model.training
+        model.eval()  # a teacher drops nothing out
         with torch.no_grad():
             before_BKV = self.task.logits(batch, self.teacher)
+        model.train(training)
         answered_BK = batch.targets != IGNORED
         return self.settings.lwf_strength * divergence(before_BKV[answered_BK], logits_BKV[answered_BK])
 

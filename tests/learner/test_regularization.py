@@ -188,6 +188,19 @@ def test_teacher_is_the_model_before_the_round(bases: dict[str, Path]) -> None:
     assert any(slope.any() for slope in torch.autograd.grad(loss, task.weights))
 
 
+def test_teacher_drops_nothing_out(bases: dict[str, Path]) -> None:
+    """While the model trains with dropout, its teacher answers as it serves, and the model trains on."""
+    task = real_task(bases["llava"], SETTINGS.model_copy(update={"dropout": 0.5}))
+    policy = Lwf(task.settings)
+    policy.start(task)
+    batch = batch_of(list(task.examples[:4]), 0)
+    served = task.logits(batch).detach()
+    task.model.train()
+    assert not torch.allclose(task.logits(batch), served)
+    assert float(policy.extra_loss(batch, served)) == pytest.approx(0, abs=1e-6)
+    assert task.model.training
+
+
 def test_similarity_equals_a_reference() -> None:
     """Cosines of pairs, scaled over all pairs, through a sigmoid, multiplied over the modalities; written in numpy."""
     noise = np.random.default_rng(0)

@@ -14,8 +14,10 @@ from storage.errors import TrainingStopped
 from tests.learner import tiny
 from tests.learner.test_training import assert_same_bits, job_of, trained
 
-REMEMBERING = {"pegp", "slao", "olora", "keeplora"}
-POLICIES = [*sorted(REMEMBERING), "agem", "dgg", "pegp+agem", "keeplora+dgg", "olora+agem"]
+REMEMBERING = {"cofima", "ewc", "keeplora", "mas", "olora", "pegp", "slao", "tir"}
+FORGETFUL = ["agem", "dgg", "ema", "interpolate", "joint", "llaca", "lwf", "replay"]
+COMBINED = ["pegp+agem", "keeplora+dgg", "olora+agem", "ewc+replay", "tir+lwf+llaca"]
+POLICIES = [*sorted(REMEMBERING), *FORGETFUL, *COMBINED]
 
 
 def second_round(base: Path, settings: LearnerSettings, parent: Path, workspace: Path) -> TrainingJob:
