@@ -136,7 +136,7 @@ def test_a_person_signs_in_and_asks_about_a_picture(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page()
         sign_in(page, installation.url, "ada", PASSWORD, tmp_path)
-        chat(page, picture, QUESTION, tmp_path)
+        chat(page, picture, QUESTION, tmp_path / "chat.png")
         answer = page.locator("#window .bot-row").inner_text()
         browser.close()
     assert "three" in answer.lower()
