@@ -164,10 +164,10 @@ def align(
         if (step + 1) % 20 == 0:
             speed = (step + 1) * settings.batch_size / (time.monotonic() - started)
             right = target_BNW.gather(-1, logits_BNW.argmax(-1, keepdim=True)).squeeze(-1) > 0
-            named = target_BNW[..., words.numbers[GROUND]] == 0
-            share = 100 * float(right[named].float().mean())
+            of_things = target_BNW[..., words.numbers[GROUND]] == 0
+            found = 100 * float(right[of_things].float().mean())
             print(
-                f"align {step + 1}/{settings.steps} loss {average:.3f}, {share:.0f} % of patches of things named right,"
+                f"align {step + 1}/{settings.steps} loss {average:.3f}, {found:.0f} % of patches of things named right,"
                 f" {speed:.0f} pictures/s", flush=True,
             )  # fmt: skip
 

@@ -270,7 +270,7 @@ def resume(path: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> in
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=model.device)
     model.load_state_dict(state["weights"], strict=False)
-    if state["optimizer"] is not None:  # what was shipped comes without
+    if state["optimizer"] is not None:  # packed parts come without
         optimizer.load_state_dict(state["optimizer"])
     step: int = state["step"]
     return step
