@@ -18,8 +18,8 @@ from benchmarks.continual.results import Cell
 from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of
 from learner.data import Renderer
 from learner.model import load_base
-from learner.policies.groups import Codebook, route
 from learner.train import ends_of_turn
+from serving.groups import Codebook, route
 from storage.records import Row
 
 SAMPLES = 3

@@ -24,8 +24,8 @@ from benchmarks.continual.protocol import Method, Protocol, ordered
 from benchmarks.continual.results import BASE, Cost, Results, Round
 from benchmarks.continual.tasks import Pictures, Task
 from learner.export import export
-from learner.policies.groups import Codebook, assign
 from learner.train import TrainingJob, train
+from serving.groups import Codebook, assign
 
 VERSIONS = ("torch", "transformers", "peft")
 

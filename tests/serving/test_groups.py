@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.policies import groups
-from learner.policies.groups import Codebook, assign, instruction_of, profiles_of, route
+from serving import groups
+from serving.groups import Codebook, assign, instruction_of, profiles_of, route
 
 THINGS = (
     "dog",

@@ -36,7 +36,7 @@ class Codebook:
     groups: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> str:
-        """Return it as text."""
+        """Return it as text; the weights of words follow from it and are not kept."""
         return json.dumps({"version": 1, "groups": self.groups}, ensure_ascii=False)
 
     @classmethod
@@ -93,9 +93,16 @@ def assign(instructions: Sequence[str], codebook: Codebook, threshold: float) ->
 
 def route(text: str, codebook: Codebook) -> int:
     """Return the group whose instructions a single text resembles most; the first if it resembles none."""
+    return nearest(text, codebook)[0]
+
+
+def nearest(text: str, codebook: Codebook) -> tuple[int, float]:
+    """Return the group that `route` chooses, and how much the text resembles it: a cosine, 0 to 1."""
     profiles = profiles_of(codebook)
     vector = profiles.vector(instruction_of(text))
-    return _greatest([_dot(vector, mean) for mean in profiles.means])
+    similarities = [_dot(vector, mean) for mean in profiles.means]
+    best = _greatest(similarities)
+    return best, similarities[best] if similarities else 0.0
 
 
 @lru_cache(maxsize=8)
