@@ -83,18 +83,27 @@ class Generations:
         return [AliasChange(**row) for row in found]
 
     def publish(
-        self, *, round_id: int, lease: str, sha256: str, parent: int, rank: int, manifest: dict[str, Any]
+        self,
+        *,
+        round_id: int,
+        lease: str,
+        sha256: str,
+        parent: int,
+        rank: int,
+        manifest: dict[str, Any],
+        share: float = 1.0,
     ) -> Generation:
         """Give a finished adapter directory (`root/sha256`) its number and make it the round's candidate.
 
-        Publishing again for the same round returns the number it already has. Raises LeaseLost.
+        `share` says how far it goes from the parent to what the round has trained. Publishing the same share of a round
+        again returns the number it already has. Raises LeaseLost.
         """
         with self._database.writing():
             self._holder(round_id, lease)
-            row = self._database.row("SELECT number FROM generations WHERE round_id = ?", [round_id])
+            known = self.of_round(round_id, share)
             number = (
-                row["number"]
-                if row
+                known.number
+                if known
                 else self._database.insert(
                     "generations",
                     {
@@ -102,6 +111,7 @@ class Generations:
                         "directory": sha256,
                         "parent": parent,
                         "round_id": round_id,
+                        "share": share,
                         "rank": rank,
                         "manifest": json.dumps(manifest),
                         "created_at": now(),
@@ -110,6 +120,24 @@ class Generations:
             )
             self._database.run("UPDATE rounds SET candidate = ? WHERE id = ?", [number, round_id])
         return self.get(number)
+
+    def of_round(self, round_id: int, share: float = 1.0) -> Generation | None:
+        """Return what a round has trained or, for a smaller share, a point on the way there; None if there is none."""
+        row = self._database.row(
+            "SELECT * FROM generations WHERE round_id = ? AND share = ?", [round_id, share]
+        )
+        return _generation(row, self.root) if row else None
+
+    def put_to_test(self, number: int, *, round_id: int, lease: str) -> None:
+        """Make one of a round's generations its candidate: the one that is asked, judged and may be promoted.
+
+        Raises LeaseLost, or UnknownGeneration if the round has no such generation.
+        """
+        with self._database.writing():
+            self._holder(round_id, lease)
+            if self.get(number).round_id != round_id:
+                raise UnknownGeneration(number)
+            self._database.run("UPDATE rounds SET candidate = ? WHERE id = ?", [number, round_id])
 
     def promote(self, *, round_id: int, lease: str, candidate: int, expected: int) -> None:
         """Make the candidate the champion and end its round as promoted, if `expected` still serves.

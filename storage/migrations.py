@@ -23,6 +23,13 @@ def first_schema(db: sqlite_utils.Database) -> None:
     _run(db, _CONVERSATIONS)
 
 
+@MIGRATIONS(name="0002_points_between")
+def points_between(db: sqlite_utils.Database) -> None:
+    """Let a round have several generations: what it has trained, and points between that and the champion."""
+    # SQLite cannot drop a UNIQUE, so the table is made anew; nothing may point at the old one when it goes.
+    _run(db, _POINTS_BETWEEN)
+
+
 _PEOPLE = """
 CREATE TABLE users (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE,
@@ -123,6 +130,23 @@ CREATE TABLE answers (
   answer TEXT NOT NULL, score REAL NOT NULL CHECK (score BETWEEN 0 AND 1),
   PRIMARY KEY (round_id, generation, row_id)
 ) STRICT
+"""
+
+_POINTS_BETWEEN = """
+CREATE TABLE new_generations (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL, directory TEXT NOT NULL,
+  parent INTEGER NOT NULL, round_id INTEGER NOT NULL REFERENCES rounds(id),
+  share REAL NOT NULL DEFAULT 1 CHECK (share > 0 AND share <= 1),
+  rank INTEGER NOT NULL, manifest TEXT NOT NULL, created_at TEXT NOT NULL, UNIQUE (round_id, share)
+) STRICT;
+INSERT INTO new_generations (number, sha256, directory, parent, round_id, rank, manifest, created_at)
+  SELECT number, sha256, directory, parent, round_id, rank, manifest, created_at FROM generations;
+CREATE TEMP TABLE candidates AS SELECT id, candidate FROM rounds WHERE candidate IS NOT NULL;
+UPDATE rounds SET candidate = NULL;
+DROP TABLE generations;
+ALTER TABLE new_generations RENAME TO generations;
+UPDATE rounds SET candidate = (SELECT candidate FROM candidates WHERE candidates.id = rounds.id);
+DROP TABLE candidates
 """
 
 _CONVERSATIONS = """

@@ -86,7 +86,9 @@ TRANSITIONS: dict[RoundState, frozenset[RoundState]] = {
     RoundState.PREPARING: frozenset({RoundState.TRAINING}) | _RESCUED | _ENDS_EARLY,
     RoundState.TRAINING: frozenset({RoundState.EVALUATING}) | _RESCUED | _ENDS_EARLY,
     RoundState.EVALUATING: frozenset({RoundState.JUDGING}) | _RESCUED | _ENDS_EARLY,
-    RoundState.JUDGING: frozenset({RoundState.SWAPPING, RoundState.REJECTED, RoundState.HELD})
+    RoundState.JUDGING: frozenset(
+        {RoundState.EVALUATING, RoundState.SWAPPING, RoundState.REJECTED, RoundState.HELD}
+    )
     | _RESCUED
     | _ENDS_EARLY,
     RoundState.SWAPPING: frozenset({RoundState.PROMOTED}) | _RESCUED | _ENDS_EARLY,
@@ -300,6 +302,8 @@ class Generation:
     directory: Path
     parent: int
     round_id: int
+    share: float
+    """How far it goes from its parent to what its round has trained; 1 for what was trained itself."""
     rank: int
     manifest: dict[str, Any]
     created_at: str

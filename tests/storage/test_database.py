@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
+import sqlite_utils
 
 from storage.errors import UnknownRound
+from storage.migrations import MIGRATIONS
 from storage.records import User
+from storage.settings import StorageSettings
 from storage.store import Store
 from tests.conftest import question, questions
 
@@ -40,7 +44,34 @@ def test_every_table_is_strict(store: Store) -> None:
 def test_opening_twice_migrates_once(store: Store) -> None:
     """A second process that opens the same directory finds everything in place."""
     with Store(store.settings) as again:
-        assert len(again.database.rows("SELECT * FROM _sqlite_migrations")) == 1
+        applied = [
+            row["name"] for row in again.database.rows("SELECT name FROM _sqlite_migrations ORDER BY id")
+        ]
+        assert applied == ["0001_first_schema", "0002_points_between"]
+
+
+def test_generations_of_the_first_schema_keep_their_numbers(tmp_path: Path) -> None:
+    """An installation that had one generation per round goes on with it, and the next number is a new one."""
+    (tmp_path / "data").mkdir()
+    old = sqlite_utils.Database(tmp_path / "data" / "llaca.sqlite")
+    MIGRATIONS.apply(old, stop_before="0002_points_between")
+    old.execute(
+        "INSERT INTO rounds (id, state, policy, settings, requested_by, created_at)"
+        " VALUES (3, 'rejected', '', '{}', 'ada', '2026-01-01')"
+    )
+    old.execute(
+        "INSERT INTO generations (number, sha256, directory, parent, round_id, rank, manifest, created_at)"
+        " VALUES (7, 'a', 'a', 0, 3, 8, '{}', '2026-01-01')"
+    )
+    old.execute("UPDATE rounds SET candidate = 7")
+    old.conn.commit()
+    old.close()
+    with Store(StorageSettings(data_dir=tmp_path / "data")) as opened:
+        (found,) = opened.generations.list()
+        assert (found.number, found.share, opened.rounds.get(3).candidate) == (7, 1.0, 7)
+        assert opened.database.rows("PRAGMA foreign_key_check") == []
+        (sequence,) = opened.database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'generations'")
+        assert sequence["seq"] == 7
 
 
 def test_a_failed_write_leaves_nothing(store: Store, admin: User) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import pytest
@@ -18,6 +19,7 @@ from storage.records import (
     Answer,
     DatasetState,
     Decision,
+    Groups,
     Round,
     RoundState,
     User,
@@ -145,6 +147,43 @@ def test_publishing_again_keeps_the_number(store: Store, admin: User) -> None:
     assert len(store.generations.list()) == 1
 
 
+def test_a_round_has_one_generation_for_each_share(store: Store, admin: User) -> None:
+    """Points on the way to what was trained are generations of their own, and told again they keep their numbers."""
+    found, trained = judged(store, admin, Decision.REJECT)
+    lease = str(found.lease)
+
+    def point(share: float) -> int:
+        return store.generations.publish(
+            round_id=found.id, lease=lease, sha256=str(share), parent=0, rank=8, manifest={}, share=share
+        ).number
+
+    half, quarter = point(0.5), point(0.25)
+    assert [point(0.5), point(0.25)] == [half, quarter]
+    assert len({trained, half, quarter}) == 3
+    for share, number in ((1.0, trained), (0.5, half), (0.25, quarter)):
+        of_round = store.generations.of_round(found.id, share)
+        assert of_round is not None
+        assert (of_round.number, of_round.share) == (number, share)
+    assert store.generations.of_round(found.id, 0.75) is None
+
+
+def test_what_is_put_to_test_is_the_candidate_that_servers_keep(store: Store, admin: User) -> None:
+    """A round can go back to an earlier one of its generations, but not to another round's."""
+    champion = promoted(store, admin)
+    found, trained = judged(store, admin, Decision.REJECT)
+    lease = str(found.lease)
+    half = store.generations.publish(
+        round_id=found.id, lease=lease, sha256="half", parent=champion, rank=8, manifest={}, share=0.5
+    ).number
+    assert store.generations.serve_set() == {champion, half}
+    store.generations.put_to_test(trained, round_id=found.id, lease=lease)
+    assert store.generations.serve_set() == {champion, trained}
+    with pytest.raises(UnknownGeneration):
+        store.generations.put_to_test(champion, round_id=found.id, lease=lease)
+    with pytest.raises(LeaseLost):
+        store.generations.put_to_test(trained, round_id=found.id, lease="another's")
+
+
 def test_the_database_itself_refuses_a_promotion_without_verdict(store: Store, admin: User) -> None:
     """Even SQL by hand cannot mark a round promoted that has no verdict."""
     store.datasets.add("task", admin.id, questions(5), approved_by=admin.name)
@@ -188,3 +227,21 @@ def test_a_round_that_was_cancelled_at_the_last_moment_does_not_serve(store: Sto
         store.generations.promote(round_id=found.id, lease=lease, candidate=candidate, expected=0)
     assert store.rounds.finish(found.id, lease, RoundState.FAILED, "away").state is RoundState.CANCELLED
     assert (store.generations.champion(), store.datasets.get(1).state) == (0, DatasetState.QUEUED)
+
+
+def test_what_is_loaded_are_the_adapters_of_what_can_be_asked(store: Store, admin: User) -> None:
+    """With instruction groups an earlier adapter stays loaded as long as a generation that can be asked uses it."""
+    numbers = [promoted(store, admin) for _ in range(4)]
+    entries = [{"generation": numbers[0], "sha256": "a"}, {"generation": None, "sha256": None}]
+    groups = {"adapters": entries, "datasets": [[1], [2, 4]], "floor": 0.25}
+    store.database.run(
+        "UPDATE generations SET manifest = ? WHERE number = ?", [json.dumps({"groups": groups}), numbers[3]]
+    )
+    found = store.generations.get(numbers[3])
+    assert found.groups == Groups(adapters=(numbers[0], numbers[3]), datasets=((1,), (2, 4)), floor=0.25)
+    assert store.generations.serve_set() == {numbers[2], numbers[3]}
+    assert store.generations.load_set() == {numbers[0], numbers[2], numbers[3]}
+    assert store.generations.adapters(0) == (0,)
+    store.generations.roll_back("ada", to=0)
+    store.generations.roll_back("ada", to=numbers[1])
+    assert store.generations.load_set() == {numbers[0], numbers[1]}
