@@ -1,6 +1,6 @@
 """Keeps every server loaded with what should serve, whatever happened: a restart, a promotion, a roll-back.
 
-Compares `serve_set` with each server's own list, again and again; holds no state that a restart could lose.
+Compares `load_set` with each server's own list, again and again; holds no state that a restart could lose.
 Loads at once, unloads late: only what has been unwanted, and without a running reply, for a while. Does not
 probe: what should serve was probed before it was promoted, and a candidate is probed by its round.
 """
@@ -48,7 +48,7 @@ class Reconciler:
 
     async def heal(self) -> None:
         """Compare and heal every server once, side by side, so that one that hangs holds up no other."""
-        wanted = await asyncio.to_thread(self._store.generations.serve_set)
+        wanted = await asyncio.to_thread(self._store.generations.load_set)
         await asyncio.gather(*(self._heal(server, wanted) for server in self._servers))
 
     async def _heal(self, server: VLLM, wanted: set[int]) -> None:

@@ -1,6 +1,6 @@
 """What one server has loaded, compared with what it should have.
 
-Does not decide what it should have; `storage.generations.serve_set` does.
+Does not decide what it should have; `storage.generations.load_set` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Replica:
     url: str
     healthy: bool
     loaded: tuple[int, ...]
-    """Numbers of the generations it can answer as; the base model, 0, is among them when it is healthy."""
+    """Numbers of the generations whose adapters it has; the base model, 0, is among them when it is healthy."""
     missing: tuple[int, ...]
     """Numbers it should have and does not."""
     busy: tuple[int, ...]

@@ -30,16 +30,17 @@ async def bring_up(
     patience_seconds: float = 60.0,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Load a generation on every server and probe it on each; it may serve once this returns.
+    """Load a generation on every server and probe it on each, with all its adapters; then it may serve.
 
     A server that is away is waited for, and `check` is called before every try; what it raises ends the wait. Raises
     ServingUnavailable after `patience_seconds`, UnknownGeneration, AdapterChanged, AdapterRefused, or ProbeRefused.
     """
     if number == BASE:
         return
-    generation = await asyncio.to_thread(store.generations.get, number)
+    numbers = await asyncio.to_thread(store.generations.adapters, number)
+    adapters = [await asyncio.to_thread(store.generations.get, adapter) for adapter in numbers]
     results = await asyncio.gather(
-        *(_prove(server, generation, patience_seconds, check) for server in servers), return_exceptions=True
+        *(_prove(server, adapters, patience_seconds, check) for server in servers), return_exceptions=True
     )
     for result in results:
         if result is not None:
@@ -47,14 +48,15 @@ async def bring_up(
 
 
 async def _prove(
-    server: VLLM, generation: Generation, patience_seconds: float, check: Callable[[], None]
+    server: VLLM, adapters: Sequence[Generation], patience_seconds: float, check: Callable[[], None]
 ) -> None:
     give_up = time.monotonic() + patience_seconds
     while True:
         check()
         try:
-            await ensure_loaded(server, generation)
-            await probes.check(server, generation.name, generation.directory)
+            for adapter in adapters:
+                await ensure_loaded(server, adapter)
+                await probes.check(server, adapter.name, adapter.directory)
             return
         except (ServingUnavailable, UnknownModel):
             # A server that restarts between load and probe has forgotten the adapter: start again with the

@@ -58,8 +58,16 @@ class Generations:
         champion = self.champion()
         return None if champion == BASE else self.get(champion).parent
 
+    def adapters(self, number: int) -> tuple[int, ...]:
+        """Return the generations whose adapters a generation answers with; the base model, 0, has only itself."""
+        return (BASE,) if number == BASE else self.get(number).adapters
+
+    def load_set(self) -> set[int]:
+        """Return the generations whose adapters every server must have loaded: all those of the serve set."""
+        return {adapter for number in self.serve_set() for adapter in self.adapters(number)}
+
     def serve_set(self) -> set[int]:
-        """Return the adapters every server must have loaded: champion, both ways back, and a candidate under test."""
+        """Return the generations that can be asked: champion, both ways back, and a candidate under test."""
         wanted = {self.champion(), self.previous() or BASE}
         last = self._database.row("SELECT previous FROM alias_history ORDER BY id DESC LIMIT 1")
         if last is not None:

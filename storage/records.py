@@ -294,8 +294,25 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """The instruction groups of a generation, each with an adapter; the group is the place in these lists."""
+
+    adapters: tuple[int, ...]
+    """The generations that have trained each group's adapter last: one of them is its own, the others are earlier."""
+    datasets: tuple[tuple[int, ...], ...]
+    """The datasets that each group has learned."""
+    floor: float
+    """How much a request must resemble a group (0 to 1) to be answered by its adapter and not by the base model."""
+    origin: int
+    """The generation whose adapter its own goes on from; 0, the bare base model, if it has opened its group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """An immutable adapter: its number, the content hash of its directory, and what it came from."""
+    """An immutable adapter: its number, the content hash of its directory, and what it came from.
+
+    With instruction groups it answers with earlier generations' adapters as well, each for its group.
+    """
 
     number: int
     sha256: str
@@ -310,8 +327,35 @@ class Generation:
 
     @property
     def name(self) -> str:
-        """The name under which every server knows it, e.g. `assistant@7`."""
+        """The name under which every server knows its own adapter, and people all of it, e.g. `assistant@7`."""
         return generation_name(self.number)
+
+    @property
+    def groups(self) -> Groups | None:
+        """Its instruction groups, from the manifest; None if one adapter answers everything."""
+        found = self.manifest.get("groups")
+        if found is None:
+            return None
+        # A manifest is written, and hashed, before its generation has a number.
+        numbers = (adapter["generation"] for adapter in found["adapters"])
+        return Groups(
+            adapters=tuple(self.number if number is None else number for number in numbers),
+            datasets=tuple(map(tuple, found["datasets"])),
+            floor=found["floor"],
+            origin=found["origin"],
+        )
+
+    @property
+    def origin(self) -> int:
+        """The generation whose adapter its own goes on from; 0 for the bare base model."""
+        groups = self.groups
+        return self.parent if groups is None else groups.origin
+
+    @property
+    def adapters(self) -> tuple[int, ...]:
+        """The generations whose adapters must be loaded for it to answer."""
+        groups = self.groups
+        return (self.number,) if groups is None else groups.adapters
 
 
 def generation_name(number: int) -> str:

@@ -19,6 +19,8 @@ from storage.errors import LeaseLost, NothingToLearn, RoundInProgress, UnknownRo
 from storage.records import ACTIVE, TRANSITIONS, DatasetState, Event, Round, RoundState, StepMetrics
 
 MAX_ATTEMPTS = 3
+LEFT = "left"
+"""Kind of the event that tells which datasets a round has left for a later one."""
 Level = Literal["info", "warning", "error"]
 
 _ACTIVE = ", ".join(f"'{state}'" for state in ACTIVE)
@@ -179,6 +181,16 @@ class Rounds:
                 [champion, policy, json.dumps(settings), round_id],
             )
         return self.get(round_id)
+
+    def leave(self, round_id: int, lease: str, dataset_ids: Sequence[int], reason: str) -> None:
+        """Take datasets out of a round; they stay queued for a later one."""
+        with self._database.writing():
+            self._held(round_id, lease)
+            for dataset_id in dataset_ids:
+                self._database.run(
+                    "DELETE FROM round_datasets WHERE round_id = ? AND dataset_id = ?", [round_id, dataset_id]
+                )
+            self._event(round_id, LEFT, reason, {"datasets": list(dataset_ids)})
 
     def set_verdict(self, round_id: int, lease: str, verdict: dict[str, Any]) -> None:
         """Store what the gate decided and on what grounds."""

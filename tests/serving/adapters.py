@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from serving.groups import Codebook
 from serving.manifest import write_manifest
 from serving.probes import Probe, ProbePrompt, distance
+from serving.router import CODEBOOK
 from storage.records import Generation, Round, User
 from storage.store import Store
 from tests.conftest import questions
@@ -59,10 +63,28 @@ def claimed_round(store: Store, user: User) -> Round:
     return claimed
 
 
-def published(store: Store, claimed: Round, prepared: Path, parent: int = 0) -> Generation:
-    """Publish a prepared adapter directory as the candidate of a round."""
-    sha256 = write_manifest(prepared, {"rank": RANK})
+def published(
+    store: Store, claimed: Round, prepared: Path, parent: int = 0, groups: dict[str, Any] | None = None
+) -> Generation:
+    """Publish a prepared adapter directory as the candidate of a round, with these groups in its manifest."""
+    facts = {"groups": groups} if groups else {}
+    sha256 = write_manifest(prepared, {"rank": RANK} | facts)
     prepared.rename(store.generations.root / sha256)
     return store.generations.publish(
-        round_id=claimed.id, lease=str(claimed.lease), sha256=sha256, parent=parent, rank=RANK, manifest={}
+        round_id=claimed.id, lease=str(claimed.lease), sha256=sha256, parent=parent, rank=RANK, manifest=facts
     )
+
+
+def grouped(
+    directory: Path, instructions: Sequence[str], adapters: Sequence[int | None], floor: float = 0.0
+) -> dict[str, Any]:
+    """Write a codebook with one instruction per group, and return what the manifest says: None is the own adapter."""
+    directory.mkdir(parents=True, exist_ok=True)
+    codebook = Codebook(tuple((text,) for text in instructions))
+    (directory / CODEBOOK).write_text(codebook.to_json())
+    return {
+        "adapters": [{"generation": number, "sha256": None} for number in adapters],
+        "datasets": [[] for _ in adapters],
+        "floor": floor,
+        "origin": 0,
+    }

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from serving.client import VLLM
 from serving.reconcile import Reconciler
@@ -13,20 +14,22 @@ from serving.replica import inspect
 from storage.records import Decision, Generation, RoundState, User
 from storage.store import Store
 from tests.fake_vllm import FakeVLLM, weights_of
-from tests.serving.adapters import QUESTION, claimed_round, fake_probe, published, write_lora
+from tests.serving.adapters import QUESTION, claimed_round, fake_probe, grouped, published, write_lora
 
 SECONDS = 10
 DRAIN = 0.2
 
 
-def promoted(store: Store, admin: User, directory: Path, seed: int) -> Generation:
+def promoted(
+    store: Store, admin: User, directory: Path, seed: int, groups: dict[str, Any] | None = None
+) -> Generation:
     """Publish a new adapter and carry its round to the promotion."""
     claimed = claimed_round(store, admin)
     lease, champion = str(claimed.lease), store.generations.champion()
     store.rounds.prepare(claimed.id, lease, champion, "llaca", {})
     write_lora(directory, seed)
     fake_probe(weights_of(directory)).write(directory)
-    generation = published(store, claimed, directory, parent=champion)
+    generation = published(store, claimed, directory, parent=champion, groups=groups)
     for state in (RoundState.TRAINING, RoundState.EVALUATING, RoundState.JUDGING):
         store.rounds.advance(claimed.id, lease, state)
     store.rounds.set_verdict(claimed.id, lease, {"decision": Decision.PROMOTE, "reasons": []})
@@ -156,3 +159,58 @@ async def test_a_server_that_is_away_does_not_hold_up_the_others(
         up, down = await inspect(vllm, {champion.number}), await inspect(away, {champion.number})
     assert (up.healthy, up.loaded, up.missing, up.busy) == (True, (0, champion.number), (), ())
     assert (down.healthy, down.loaded, down.missing) == (False, (), (champion.number,))
+
+
+async def test_all_adapters_of_what_serves_are_loaded_again_on_every_server(
+    store: Store, admin: User, fake: FakeVLLM, vllm: VLLM, tmp_path: Path
+) -> None:
+    """With instruction groups a restarted server, and one that joins, gets the earlier adapters that still answer."""
+    promoted(store, admin, tmp_path / "1", seed=1, groups=grouped(tmp_path / "1", ["a"], [None]))
+    promoted(store, admin, tmp_path / "2", seed=2, groups=grouped(tmp_path / "2", ["a", "b"], [1, None]))
+    for seed in (3, 4):
+        groups = grouped(tmp_path / str(seed), ["a", "b", "c"], [1, 2, None])
+        promoted(store, admin, tmp_path / str(seed), seed, groups)
+    names = {f"assistant@{number}" for number in (1, 2, 3, 4)}
+    assert store.generations.serve_set() == {3, 4}
+    with FakeVLLM() as other:
+        async with VLLM(other.url, other.key) as second, reconciling(store, [vllm, second]):
+            await until_loaded(vllm, names)
+            await until_loaded(second, names)
+            await asyncio.to_thread(fake.restart)
+            await until_loaded(vllm, names)
+
+
+async def test_only_the_adapter_that_nobody_answers_with_is_drained(
+    store: Store, admin: User, fake: FakeVLLM, vllm: VLLM, tmp_path: Path
+) -> None:
+    """A group's old adapter goes once its last reply has ended; those that later generations share stay loaded."""
+    first = grouped(tmp_path / "1", ["a"], [None])
+    promoted(store, admin, tmp_path / "1", 1, first)
+    old = promoted(store, admin, tmp_path / "2", 2, grouped(tmp_path / "2", ["a", "b"], [1, None]))
+    await Reconciler(store, [vllm]).heal()
+    fake.token_seconds = 0.02
+    async with aclosing(vllm.stream(old.name, QUESTION, max_tokens=60)) as pieces:
+        await anext(pieces)
+        for seed in (3, 4):
+            groups = grouped(tmp_path / str(seed), ["a", "b"], [1, None])
+            promoted(store, admin, tmp_path / str(seed), seed, groups)
+        async with reconciling(store, [vllm]):
+            async for _ in pieces:
+                assert old.name in await vllm.adapters()
+            await until_loaded(vllm, {"assistant@1", "assistant@3", "assistant@4"})
+    assert [call for call in fake.calls if call[0] == "unload"] == [("unload", old.name)]
+
+
+async def test_roll_back_finds_the_old_groups_loaded(
+    store: Store, admin: User, fake: FakeVLLM, vllm: VLLM, tmp_path: Path
+) -> None:
+    """Both ways back keep all their adapters, so that a roll-back needs no loading."""
+    promoted(store, admin, tmp_path / "1", 1, grouped(tmp_path / "1", ["a"], [None]))
+    promoted(store, admin, tmp_path / "2", 2, grouped(tmp_path / "2", ["a", "b"], [1, None]))
+    promoted(store, admin, tmp_path / "3", 3, grouped(tmp_path / "3", ["a", "b"], [None, 2]))
+    await Reconciler(store, [vllm], drain_seconds=0).heal()
+    before = list(fake.calls)
+    assert store.generations.roll_back("ada") == 2
+    await Reconciler(store, [vllm], drain_seconds=0).heal()
+    assert set(await vllm.adapters()) == {"assistant@1", "assistant@2", "assistant@3"}
+    assert fake.calls == before

@@ -10,12 +10,13 @@ import pytest
 from serving.client import VLLM
 from serving.probes import Probe
 from serving.replica import ensure_loaded
+from serving.router import CODEBOOK
 from serving.swap import bring_up
 from storage.errors import AdapterChanged, AdapterRefused, ProbeRefused, ServingUnavailable
-from storage.records import Generation, User
+from storage.records import Generation, RoundState, User
 from storage.store import Store
 from tests.fake_vllm import FakeVLLM, weights_of
-from tests.serving.adapters import WRONG_PREFIX, claimed_round, fake_probe, published, write_lora
+from tests.serving.adapters import WRONG_PREFIX, claimed_round, fake_probe, grouped, published, write_lora
 
 
 def candidate(store: Store, admin: User, directory: Path, *, probe: Probe | None = None) -> Generation:
@@ -114,3 +115,37 @@ async def test_a_refused_adapter_is_an_error_with_its_reason(
     generation = published(store, claimed_round(store, admin), directory)
     with pytest.raises(AdapterRefused, match="No adapter found"):
         await bring_up(store, [vllm], generation.number)
+
+
+async def test_every_adapter_of_a_generation_with_groups_is_proved(
+    store: Store, admin: User, vllm: VLLM, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    """Earlier adapters are loaded and probed with the new one, and one of them that is ignored stops it."""
+    first = candidate(store, admin, tmp_path / "first")
+    store.rounds.finish(
+        first.round_id, str(store.rounds.get(first.round_id).lease), RoundState.FAILED, "test"
+    )
+    directory = write_lora(tmp_path / "second", seed=2)
+    fake_probe(weights_of(directory)).write(directory)
+    groups = grouped(directory, ["describe", "answer in a word"], [first.number, None])
+    second = published(store, claimed_round(store, admin), directory, groups=groups)
+    await bring_up(store, [vllm], second.number)
+    assert fake.calls == [("load", first.name), ("load", second.name)]
+    fake.adapters[first.name].weights = ""
+    fake._first_weights.clear()
+    with pytest.raises(ProbeRefused, match=first.name):
+        await bring_up(store, [vllm], second.number)
+
+
+async def test_a_changed_codebook_never_reaches_the_server(
+    store: Store, admin: User, vllm: VLLM, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    """The manifest has the codebook's hash too."""
+    directory = write_lora(tmp_path / "new", seed=1)
+    fake_probe(weights_of(directory)).write(directory)
+    groups = grouped(directory, ["describe"], [None])
+    generation = published(store, claimed_round(store, admin), directory, groups=groups)
+    grouped(generation.directory, ["something else"], [None])
+    with pytest.raises(AdapterChanged, match=CODEBOOK):
+        await bring_up(store, [vllm], generation.number)
+    assert fake.calls == []

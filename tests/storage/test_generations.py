@@ -233,15 +233,18 @@ def test_what_is_loaded_are_the_adapters_of_what_can_be_asked(store: Store, admi
     """With instruction groups an earlier adapter stays loaded as long as a generation that can be asked uses it."""
     numbers = [promoted(store, admin) for _ in range(4)]
     entries = [{"generation": numbers[0], "sha256": "a"}, {"generation": None, "sha256": None}]
-    groups = {"adapters": entries, "datasets": [[1], [2, 4]], "floor": 0.25}
+    groups = {"adapters": entries, "datasets": [[1], [2, 4]], "floor": 0.25, "origin": 2}
     store.database.run(
         "UPDATE generations SET manifest = ? WHERE number = ?", [json.dumps({"groups": groups}), numbers[3]]
     )
     found = store.generations.get(numbers[3])
-    assert found.groups == Groups(adapters=(numbers[0], numbers[3]), datasets=((1,), (2, 4)), floor=0.25)
+    assert found.groups == Groups(
+        adapters=(numbers[0], numbers[3]), datasets=((1,), (2, 4)), floor=0.25, origin=2
+    )
     assert store.generations.serve_set() == {numbers[2], numbers[3]}
     assert store.generations.load_set() == {numbers[0], numbers[2], numbers[3]}
     assert store.generations.adapters(0) == (0,)
+    assert (found.origin, store.generations.get(numbers[2]).origin) == (2, numbers[1])
     store.generations.roll_back("ada", to=0)
     store.generations.roll_back("ada", to=numbers[1])
     assert store.generations.load_set() == {numbers[0], numbers[1]}

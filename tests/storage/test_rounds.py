@@ -26,7 +26,7 @@ from storage.errors import (
     WrongState,
 )
 from storage.records import ACTIVE, TRANSITIONS, DatasetState, Round, RoundState, User
-from storage.rounds import MAX_ATTEMPTS
+from storage.rounds import LEFT, MAX_ATTEMPTS
 from storage.settings import StorageSettings
 from storage.store import Store
 from tests.conftest import questions
@@ -279,3 +279,27 @@ def test_a_cancelled_round_whose_worker_dies_is_cancelled_not_failed(store: Stor
     assert store.rounds.claim("one more", 30) is None
     assert store.rounds.get(queued.id).state is RoundState.CANCELLED
     assert store.datasets.get(1).state is DatasetState.QUEUED
+
+
+def test_a_dataset_that_a_round_leaves_stays_queued(store: Store, admin: User, queued: Round) -> None:
+    """What a round leaves is not touched by its end and is there for the next one; only the holder may leave it."""
+    running = claim(store)
+    store.database.insert(
+        "round_datasets",
+        {
+            "round_id": queued.id,
+            "dataset_id": store.datasets.add("other", admin.id, questions(5, "other"), approved_by="ada").id,
+        },
+    )
+    with pytest.raises(LeaseLost):
+        store.rounds.leave(running.id, "stranger", [2], "other instructions")
+    store.rounds.leave(running.id, str(running.lease), [2], "other instructions")
+    assert store.rounds.dataset_ids(running.id) == [1]
+    assert (store.rounds.events(running.id)[-1].kind, store.rounds.events(running.id)[-1].data) == (
+        LEFT,
+        {"datasets": [2]},
+    )
+    store.rounds.finish(running.id, str(running.lease), RoundState.FAILED, "test")
+    assert store.datasets.get(1).state is DatasetState.SET_ASIDE
+    assert store.datasets.get(2).state is DatasetState.QUEUED
+    assert store.rounds.dataset_ids(store.rounds.enqueue("ada").id) == [2]
