@@ -18,6 +18,7 @@ from app.metrics import ChatMetrics
 from app.settings import AppSettings
 from serving.client import VLLM, Delta, Usage
 from serving.messages import Images, openai_messages
+from serving.router import served_name
 from serving.settings import ServingSettings
 from storage.errors import (
     LlacaError,
@@ -95,7 +96,8 @@ async def reply(
 ) -> AsyncGenerator[Chunk]:
     """Yield the answer to a conversation piece by piece; consume it with `aclosing`, so that stopping stops vLLM.
 
-    `generation` None means the champion at the moment of admission; the whole reply comes from that one generation.
+    `generation` None means the champion at the moment of admission; the whole reply comes from that one generation,
+    with instruction groups from the adapter that its router chooses.
     With `conversation_id` the answer is kept there, as interrupted if it broke off or the reader left; without it
     nothing is kept. Pictures are read from `images`, else from the store. Raises, before the first piece,
     TooManyRequests, UnknownGeneration, RequestRejected, UnknownModel and ServingUnavailable; after it ReplyInterrupted.
@@ -106,10 +108,12 @@ async def reply(
             most: int | None = max_tokens or vllm.max_tokens
             failed: set[int] = set()
             while not answer.complete:
-                name = _pin(store, generation)
+                pinned = _pin(store, generation)
+                name = generation_name(pinned)
+                model = await asyncio.to_thread(served_name, store.generations, pinned, conversation)
                 with vllm.least_busy(failed) as (number, replica):
                     stream = replica.stream(
-                        name,
+                        model,
                         messages,
                         max_tokens=most,
                         temperature=temperature,
@@ -135,13 +139,13 @@ async def reply(
                         most = None
 
 
-def _pin(store: Store, generation: int | None) -> str:
-    """Return the exact name that answers; raise UnknownGeneration for one that no replica is asked to keep loaded."""
+def _pin(store: Store, generation: int | None) -> int:
+    """Return the number that answers; raise UnknownGeneration for one that no replica is asked to keep loaded."""
     if generation is None:
-        return generation_name(store.generations.champion())
+        return store.generations.champion()
     if generation != BASE and generation not in store.generations.serve_set():
         raise UnknownGeneration(generation_name(generation))
-    return generation_name(generation)
+    return generation
 
 
 class _Answer:

@@ -4,6 +4,7 @@
     README.md                                        model card
     probe.json                                       fixed prompts and the log-probabilities of their answers
     policy_state.safetensors                         what the next round's policy must remember, if anything
+    codebook.json                                    the instructions of each group, if there are groups
     manifest.json                                    what it came from, and the SHA-256 of every other file
 
 The directory is named by the hash of its manifest and appears whole or not at all. This file knows neither rounds nor
@@ -32,9 +33,11 @@ from learner.data import IGNORED
 from learner.loss import kept_logits
 from learner.model import ADAPTER
 from learner.train import POLICY_STATE, TrainedAdapter
+from serving.groups import Codebook
 from serving.manifest import write_manifest
 from serving.messages import escape_control_tokens, openai_messages
 from serving.probes import TOLERANCE, Probe, ProbePrompt, distance
+from serving.router import CODEBOOK
 from storage.blobs import publish
 from storage.errors import TrainingDiverged, UnservableAdapter
 from storage.records import Conversation, Row, image_part, text_of, text_part
@@ -70,7 +73,9 @@ server shows that it really uses these weights.
 """)
 
 
-def export(trained: TrainedAdapter, directory: Path, manifest: dict[str, Any]) -> Path:
+def export(
+    trained: TrainedAdapter, directory: Path, manifest: dict[str, Any], *, codebook: Codebook | None = None
+) -> Path:
     """Write the adapter into `directory` under its content hash and return the path; the same adapter twice is one.
 
     Raises TrainingDiverged if a weight is not finite.
@@ -86,6 +91,8 @@ def export(trained: TrainedAdapter, directory: Path, manifest: dict[str, Any]) -
     config.save_pretrained(str(temporary))
     if trained.policy_state:
         save_file(trained.policy_state, temporary / POLICY_STATE)
+    if codebook is not None:
+        (temporary / CODEBOOK).write_text(codebook.to_json(), encoding="utf-8")
     probe_of(trained).write(temporary)
     (temporary / "README.md").write_text(card_of(trained, manifest), encoding="utf-8")
     name = write_manifest(temporary, manifest | facts_of(trained))

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from learner.evaluate import Duel, evaluate, paired_scores
 from learner.export import export
 from learner.gate import Verdict, judge
 from learner.lease import Lease
+from learner.plan import Plan, plan_round
 from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob, train
@@ -35,7 +37,10 @@ from serving.swap import bring_up
 from storage.errors import (
     LeaseLost,
     LlacaError,
+    NothingToLearn,
     RoundCancelled,
+    RoundInProgress,
+    TooManyGroups,
     TrainingStopped,
     UnusableRow,
     WorkerStopping,
@@ -51,12 +56,15 @@ from storage.records import (
     Row,
     generation_name,
 )
+from storage.rounds import LEFT
 from storage.settings import load
 from storage.store import Store
 
 log = structlog.get_logger()
 
 _ENDINGS = {Decision.REJECT: RoundState.REJECTED, Decision.HOLD: RoundState.HELD}
+SPARE_SLOTS = 2
+"""Adapters that may answer beside one for each group: the candidate's, and one that is being drained."""
 _VERSIONS_OF = ("torch", "transformers", "peft", "accelerate")
 
 
@@ -95,6 +103,15 @@ class RoundStory:
             log.warning("round failed", round=self.round.id, code=error.code, error=str(error))
             self.store.rounds.finish(self.round.id, self.lease.token, RoundState.FAILED, str(error))
         shutil.rmtree(self.workspace, ignore_errors=True)
+        self._ask_for_the_rest()
+
+    def _ask_for_the_rest(self) -> None:
+        """Ask for a round like this one over the datasets that it has left, unless somebody has stopped it."""
+        ended = self.store.rounds.get(self.round.id)
+        left = any(event.kind == LEFT for event in self.store.rounds.events(self.round.id))
+        if left and ended.state is not RoundState.CANCELLED:
+            with suppress(NothingToLearn, RoundInProgress):
+                self.store.rounds.enqueue(ended.requested_by, ended.policy, ended.settings)
 
     def _asked_for(self) -> dict[str, Any]:
         """What the round sets itself: on its first attempt what was asked for, on later ones everything, as it was."""
@@ -112,13 +129,19 @@ class RoundStory:
         self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
         if self.round.candidate is not None:
             return self.store.generations.get(self.round.candidate)
-        job = self._job(base)
+        plan = self._plan()
+        job = self._job(base, plan)
         try:
             trained = train(job, self._report, self.lease.should_stop)
         except TrainingStopped:
             self.lease.check()
             raise
-        directory = export(trained, self.store.generations.root, self._manifest(base))
+        directory = export(
+            trained,
+            self.store.generations.root,
+            self._manifest(base, plan),
+            codebook=plan.grouping and plan.grouping.codebook,
+        )
         return self.store.generations.publish(
             round_id=self.round.id,
             lease=self.lease.token,
@@ -193,33 +216,58 @@ class RoundStory:
         log.info("round", round=self.round.id, state=str(state))
         self.store.rounds.advance(self.round.id, self.lease.token, state, message)
 
-    def _job(self, base: Path) -> TrainingJob:
-        parent = None if self.champion == BASE else self.store.generations.get(self.champion).directory
+    def _plan(self) -> Plan:
+        """Decide what is trained, and leave the datasets of other groups to a later round; twice is as once."""
+        plan = plan_round(
+            self.store,
+            self.champion,
+            self._new_datasets(),
+            self._earlier_datasets(),
+            threshold=self.settings.group_threshold,
+            floor=self.settings.group_floor,
+        )
+        if plan.grouping is None:
+            return plan
+        groups = len(plan.grouping.adapters)
+        if plan.opens_group and groups + SPARE_SLOTS > self.serving.max_loras:
+            raise TooManyGroups(groups, self.serving.max_loras, groups + SPARE_SLOTS)
+        if plan.left:
+            names = ", ".join(dataset.name for dataset in plan.left)
+            reason = f"{names}: other instructions, so another group's adapter learns them in a later round"
+            self.store.rounds.leave(self.round.id, self.lease.token, [d.id for d in plan.left], reason)
+        begins = f"goes on from {plan.parent.name}" if plan.parent else "is new"
+        self.store.rounds.record(
+            self.round.id, self.lease.token, "group", f"group {plan.grouping.group + 1} of {groups} {begins}"
+        )
+        return plan
+
+    def _job(self, base: Path, plan: Plan) -> TrainingJob:
         datasets = self._new_datasets()
         return TrainingJob(
             base=base,
-            parent_adapter=parent,
+            parent_adapter=plan.parent and plan.parent.directory,
             rows=[row for dataset in datasets for row in self.store.datasets.rows(dataset.id, "train")],
-            earlier=self._earlier_rows(),
+            earlier=self._earlier_rows(plan),
             image=self.store.blobs.read,
             settings=self.settings,
-            first_task=self.champion == BASE,
+            first_task=plan.parent is None,
             workspace=self.workspace,
             max_rank=self.serving.max_lora_rank,
         )
 
-    def _earlier_rows(self) -> list[Sequence[Row]]:
+    def _earlier_rows(self, plan: Plan) -> list[Sequence[Row]]:
         """Return the training rows of each earlier dataset, if the policy looks at any of them."""
-        if policy_for(self.settings, self.champion == BASE).memory_rows == 0:
+        if policy_for(self.settings, plan.parent is None).memory_rows == 0:
             return []
-        return [self.store.datasets.rows(dataset.id, "train") for dataset in self._earlier_datasets()]
+        return [self.store.datasets.rows(dataset.id, "train") for dataset in plan.earlier]
 
     def _report(self, step: int, steps: int, values: dict[str, Any]) -> None:
         self.store.rounds.record_metrics(self.round.id, self.lease.token, step, steps, values)
 
-    def _manifest(self, base: Path) -> dict[str, Any]:
+    def _manifest(self, base: Path, plan: Plan) -> dict[str, Any]:
         datasets = self._new_datasets()
-        return {
+        groups = {"groups": plan.grouping.facts()} if plan.grouping else {}
+        return groups | {
             "round": self.round.id,
             "parent": self._parent_manifest(),
             "base": {

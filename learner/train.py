@@ -48,9 +48,12 @@ per layer for 4 rows of 64 tokens. Beyond it the square of the length costs too 
 
 LEAVES_WEIGHTS_ALONE = {
     "checkpoint_every_steps", "cron", "evaluation_concurrency", "evaluation_max_rows", "gate_margin_points",
-    "gate_significance", "heartbeat_seconds", "lease_seconds", "minimum_rows", "serving_patience_s",
+    "gate_significance", "group_floor", "group_threshold", "heartbeat_seconds", "lease_seconds", "minimum_rows",
+    "serving_patience_s",
 }  # fmt: skip
-"""Settings that may change while a round is interrupted; with any other its checkpoint is of no use."""
+"""Settings that may change while a round is interrupted; with any other its checkpoint is of no use.
+
+Those of groups decide about weights only through parent and rows, which a checkpoint knows."""
 
 Report = Callable[[int, int, dict[str, Any]], None]
 

@@ -32,6 +32,7 @@ STATUS: dict[type[LlacaError], int] = {
     errors.RequestRejected: 400,
     errors.ServingUnavailable: 503,
     errors.UnknownModel: 503,
+    errors.AdapterChanged: 503,
     errors.ReplyInterrupted: 502,
 }
 """The nearest class in an error's ancestry decides; every class of the tree finds one here or is answered 500."""
@@ -59,6 +60,7 @@ OUTWARD: dict[type[LlacaError], str] = {
     errors.ServingUnavailable: "The model is not answering at the moment; it may be starting. Try again shortly.",
     errors.UnknownModel: "This generation is just being loaded. Try again shortly.",
     errors.ReplyInterrupted: "The reply broke off. Ask again.",
+    errors.AdapterChanged: "The files of this generation were changed. An admin must restore them, or roll back.",
 }
 """What strangers read instead of sentences that name our servers' addresses."""
 

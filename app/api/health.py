@@ -26,8 +26,8 @@ async def health(context: InContext) -> Response:
 
     `degraded` (200): somebody can be answered, but a replica is down or lacks the champion.
     """
-    champion = _champion(context.store)
-    replicas = await asyncio.gather(*(_replica(replica, champion) for replica in context.upstream.replicas))
+    champion, adapters = _champion(context.store)
+    replicas = await asyncio.gather(*(_replica(replica, adapters) for replica in context.upstream.replicas))
     status = _status(champion, replicas)
     body = {
         "status": status,
@@ -46,17 +46,19 @@ def _status(champion: str | None, replicas: list[dict[str, Any]]) -> str:
     return "ok" if all(ready) else "degraded"
 
 
-def _champion(store: Store) -> str | None:
+def _champion(store: Store) -> tuple[str | None, set[str]]:
+    """Return the champion's name, and those of its adapters."""
     try:
-        return generation_name(store.generations.champion())
+        champion = store.generations.champion()
+        return generation_name(champion), set(map(generation_name, store.generations.adapters(champion)))
     except sqlite3.Error:
-        return None
+        return None, set()
 
 
-async def _replica(replica: VLLM, champion: str | None) -> dict[str, Any]:
+async def _replica(replica: VLLM, adapters: set[str]) -> dict[str, Any]:
     healthy = await replica.healthy()
     try:
-        loaded = champion in await replica.models() if healthy else False
+        loaded = bool(adapters) and healthy and adapters <= set(await replica.models())
     except ServingUnavailable:
         loaded = False
     return {"healthy": healthy, "champion_loaded": loaded}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from storage.records import Role
 from tests.app.places import Place, place, promote
+from tests.serving.adapters import grouped
 
 
 def test_health_tells_each_part(tmp_path: Path) -> None:
@@ -31,6 +33,19 @@ def test_health_tells_each_part(tmp_path: Path) -> None:
         assert (down.status_code, down.json()["status"]) == (503, "unavailable")
         assert down.json()["replicas"] == [{"healthy": False, "champion_loaded": False}]
         assert here.fake.url.rpartition(":")[2] not in down.text
+
+
+def test_a_champion_that_lacks_an_adapter_is_not_loaded(tmp_path: Path) -> None:
+    """With instruction groups a replica is ready once it has every group's adapter."""
+    with place(tmp_path / "data") as here, here.client(None) as client:
+        first, _ = (promote(here.store, here.users[Role.ADMIN], here.fake, tmp_path) for _ in range(2))
+        manifest = {"groups": grouped(tmp_path, ["a", "b"], [1, None])}
+        here.store.database.run(
+            "UPDATE generations SET manifest = ? WHERE number = 2", [json.dumps(manifest)]
+        )
+        assert client.get("/health").json()["status"] == "ok"
+        del here.fake.adapters[first]
+        assert client.get("/health").json()["replicas"] == [{"healthy": True, "champion_loaded": False}]
 
 
 def test_metrics_count_what_happened(here: Place) -> None:

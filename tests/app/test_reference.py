@@ -28,7 +28,6 @@ def test_every_part_has_its_place(store: Store) -> None:
 
 
 INSIDE = {
-    "AdapterChanged",
     "AdapterRefused",
     "AuditBroken",
     "BadSetting",

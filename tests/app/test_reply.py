@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -24,6 +25,7 @@ from storage.records import Conversation, User, text_of, text_part
 from storage.store import Store
 from tests.app.places import promote, until
 from tests.fake_vllm import FakeVLLM
+from tests.serving.adapters import grouped
 
 ASKED: Conversation = [{"role": "user", "content": [text_part("Hello")]}]
 
@@ -145,6 +147,22 @@ async def test_a_champion_that_is_not_loaded_is_asked_for_twice(
         await whole(store, upstream, admin)
     assert len(fake.requests) == 2
     assert counted(upstream, "refused", "unknown_model") == 1
+
+
+async def test_with_instruction_groups_the_question_chooses_the_adapter(
+    store: Store, admin: User, upstream: Upstream, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    """Each question goes to the adapter of its group, the base model below the floor; all are the generation's."""
+    first, second = (promote(store, admin, fake, tmp_path) for _ in range(2))
+    word, letter = "Answer with a single word.", "Choose the letter of an option."
+    manifest = {"groups": grouped(store.generations.get(2).directory, [word, letter], [1, None], floor=0.3)}
+    store.database.run("UPDATE generations SET manifest = ? WHERE number = 2", [json.dumps(manifest)])
+    for question, model in ((f"Dog?\n{word}", first), (f"Dog?\n{letter}", second), ("你好", "assistant@0")):
+        asked: Conversation = [{"role": "user", "content": [text_part(question)]}]
+        chunks = [chunk async for chunk in reply(store, upstream, admin, asked, max_tokens=3)]
+        assert fake.requests[-1]["model"] == model
+        assert {chunk.generation for chunk in chunks} == {second}
+    assert counted(upstream, "replies", second, "complete") == 3
 
 
 async def test_an_exact_generation_must_be_kept_loaded(store: Store, admin: User, upstream: Upstream) -> None:

@@ -19,8 +19,10 @@ from learner.data import IGNORED, prepare
 from learner.export import export
 from learner.model import load_base
 from learner.train import TrainedAdapter
+from serving.groups import Codebook
 from serving.manifest import verify
 from serving.probes import PROBE, Probe
+from serving.router import CODEBOOK, read_codebook
 from storage.errors import AdapterChanged, TrainingDiverged
 from tests.learner import tiny
 from tests.learner.test_training import FAST, job_of, trained
@@ -160,3 +162,12 @@ def test_policy_state_travels_with_the_adapter(results: dict[str, TrainedAdapter
     verify(directory, directory.name)
     kept = load_file(directory / "policy_state.safetensors")
     assert torch.equal(kept["importance"], torch.arange(3.0))
+
+
+def test_codebook_travels_with_the_adapter(results: dict[str, TrainedAdapter], tmp_path: Path) -> None:
+    """The instructions of each group lie in the directory, hashed like the rest; without groups there is no file."""
+    codebook = Codebook().extended(0, ["how many?"]).extended(1, ["describe"])
+    directory = export(results["llava"], tmp_path, {}, codebook=codebook)
+    verify(directory, directory.name)
+    assert read_codebook(directory) == codebook
+    assert not (export(results["llava"], tmp_path, {}) / CODEBOOK).exists()
