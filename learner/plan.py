@@ -6,7 +6,7 @@ adapter of one group, that of its first dataset; datasets of other groups stay q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ def plan_round(
 
 
 def join(
-    instructions: dict[int, Sequence[str]], codebook: Codebook, threshold: float
+    instructions: Mapping[int, Sequence[str]], codebook: Codebook, threshold: float
 ) -> tuple[int, Codebook, tuple[int, ...]]:
     """Return the group of the first dataset, the codebook with all that belong to it, and the ids of those.
 

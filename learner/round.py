@@ -140,7 +140,7 @@ class RoundStory:
             trained,
             self.store.generations.root,
             self._manifest(base, plan),
-            codebook=plan.grouping and plan.grouping.codebook,
+            codebook=plan.grouping.codebook if plan.grouping else None,
         )
         return self.store.generations.publish(
             round_id=self.round.id,
@@ -245,7 +245,7 @@ class RoundStory:
         datasets = self._new_datasets()
         return TrainingJob(
             base=base,
-            parent_adapter=plan.parent and plan.parent.directory,
+            parent_adapter=plan.parent.directory if plan.parent else None,
             rows=[row for dataset in datasets for row in self.store.datasets.rows(dataset.id, "train")],
             earlier=self._earlier_rows(plan),
             image=self.store.blobs.read,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import learner.round
+from learner.gate import judge
 from learner.lease import Lease
 from learner.round import RoundStory
 from learner.settings import LearnerSettings
@@ -184,7 +185,6 @@ def test_cancelled_round_asks_for_no_other(
     for form, subject in ((WORD, "dogs"), (LETTER, "choices")):
         add(store, admin, form, subject)
     store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
-    judge = learner.round.judge
 
     def cancelled(*given: Any, **settings: Any) -> Any:
         store.rounds.cancel(1, "ada")
@@ -194,6 +194,36 @@ def test_cancelled_round_asks_for_no_other(
     assert tell(store, serving).state is RoundState.CANCELLED
     assert store.rounds.unfinished() is None
     assert {dataset.state for dataset in store.datasets.list()} == {DatasetState.QUEUED}
+
+
+def test_round_that_is_told_again_leaves_nothing_twice(
+    store: Store,
+    admin: User,
+    serving: ServingSettings,
+    jobs: list[TrainingJob],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a worker that died when it had left datasets, the next one trains the same adapter on the same rows."""
+    for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (WORD, "cats")):
+        add(store, admin, form, subject)
+    store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
+    train = learner.round.train
+
+    def dying(job: TrainingJob, *given: Any) -> Any:
+        train(job, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner.round, "train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tell(store, serving)
+    monkeypatch.setattr(learner.round, "train", train)
+    store.database.run("UPDATE rounds SET lease_until = '2000-01-01T00:00:00+00:00'")
+    assert tell(store, serving).state is RoundState.PROMOTED
+    assert jobs[0].rows == jobs[1].rows
+    assert jobs[0].parent_adapter == jobs[1].parent_adapter
+    kinds = [event.kind for event in store.rounds.events(1)]
+    assert kinds.count("left") == 1
+    assert store.rounds.unfinished() is not None
 
 
 def test_without_a_threshold_nothing_changes(
