@@ -7,6 +7,7 @@ whichever server.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from storage.records import Conversation, Generation, generation_name, text_of
 
 CODEBOOK = "codebook.json"
 """File in the directory of a generation with groups: the instructions of each."""
+
+# A route takes 0.1 ms, but the first one of a generation reads and weighs its codebook: 0.8 s for 8 groups of 1000
+# instructions, which everybody who asks just after a swap would do again.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def served_name(generations: Generations, number: int, conversation: Conversation) -> str:
@@ -35,7 +40,8 @@ def adapter_for(generation: Generation, conversation: Conversation) -> int:
     groups = generation.groups
     if groups is None:
         return generation.number
-    group, similarity = nearest(question_of(conversation), read_codebook(generation.directory))
+    with _ONE_AT_A_TIME:
+        group, similarity = nearest(question_of(conversation), read_codebook(generation.directory))
     return groups.adapters[group] if similarity >= groups.floor else BASE
 
 

@@ -207,7 +207,7 @@ def test_round_that_is_told_again_leaves_nothing_twice(
     for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (WORD, "cats")):
         add(store, admin, form, subject)
     store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
-    train = learner.round.train
+    train = vars(learner.round)["train"]
 
     def dying(job: TrainingJob, *given: Any) -> Any:
         train(job, *given)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from serving.groups import profiles_of
 from serving.router import CODEBOOK, adapter_for, question_of, served_name
 from storage.errors import AdapterChanged
 from storage.records import Conversation, Generation, User, image_part, text_part
@@ -97,3 +99,13 @@ def test_a_codebook_is_read_once(publish: Publish) -> None:
     assert adapter_for(routed, asked(LETTER)) == routed.number
     (routed.directory / CODEBOOK).unlink()
     assert adapter_for(routed, asked(LETTER)) == routed.number
+
+
+def test_those_who_ask_at_once_after_a_swap_have_the_codebook_weighed_once(publish: Publish) -> None:
+    """Weighing takes long; the first one does it, and the others wait for it."""
+    routed = publish()
+    profiles_of.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: adapter_for(routed, asked(LETTER)), range(32)))
+    assert found == {routed.number}
+    assert profiles_of.cache_info().misses == 1
