@@ -61,7 +61,7 @@ output head are the base model's own.
 
 | | |
 |---|---|
-| continues | $parent |
+| continues | $parent$way |
 | policy | $policy |
 | rows learned in this round | $rows ($steps steps, $epochs epochs) |
 | loss of the last step | $loss |
@@ -131,12 +131,19 @@ def card_of(trained: TrainedAdapter, manifest: dict[str, Any]) -> str:
         base=trained.job.base.name,
         rank=settings.rank,
         parent=trained.job.parent_adapter.name if trained.job.parent_adapter else "the base model",
+        way=way_of(manifest),
         policy=settings.policy,
         rows=trained.summary["rows"],
         steps=trained.summary["steps"],
         epochs=settings.epochs,
         loss=f"{trained.summary['last']['loss']:.4f}",
     )
+
+
+def way_of(manifest: dict[str, Any]) -> str:
+    """Say how far an adapter goes that is a point before what was trained; nothing for what was trained itself."""
+    origin = manifest.get("interpolation")
+    return f", {origin['share']:.0%} of the way to {origin['sha256']}" if origin else ""
 
 
 def probe_of(trained: TrainedAdapter) -> Probe:

@@ -7,12 +7,15 @@ Holm-corrected over the tasks they belong to (Holm 1979), so that many tasks do 
 * reject  an earlier task, or a new one, got worse by more than the margin, and chance does not explain it;
 * hold    it looks worse by more than the margin, but there are too few rows to tell; or nothing was learned;
 * promote no task is worse by more than the margin, and at least one new task is better than chance explains.
+
+A candidate that is rejected may be followed by points on the way back to the champion; each is judged like a candidate,
+at a part of the significance, since several tries find something by chance more often than one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import comb
 from typing import Any
 
@@ -65,10 +68,22 @@ class Verdict:
     tasks: tuple[TaskResult, ...]
     margin_points: float
     significance: float
+    tried: tuple[Trial, ...] = ()
+    """Every candidate that was judged before this was decided, in that order, if there were several."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How one of a round's candidates was judged."""
+
+    name: str
+    share: float
+    """How far it goes from the champion to what was trained; 1 for what was trained itself."""
+    verdict: Verdict
 
 
 def mcnemar(gained: int, lost: int) -> tuple[float, float]:
@@ -153,6 +168,30 @@ def judge(tasks: Sequence[PairedScores], *, margin_points: float, significance: 
         margin_points=margin_points,
         significance=significance,
     )
+
+
+def shares(points: int) -> list[float]:
+    """Return so many shares of the way from champion to candidate, evenly apart, the farthest first."""
+    return [number / (points + 1) for number in range(points, 0, -1)]
+
+
+def settle(trials: Sequence[Trial]) -> Verdict:
+    """Return a round's verdict from how its candidates were judged: first what was trained, then points of the way.
+
+    It is the last one's if that is promoted, otherwise the first one's; its reasons tell of the others too.
+    """
+    first, last = trials[0], trials[-1]
+    if first is last:
+        return first.verdict
+    chosen = last if last.verdict.decision is Decision.PROMOTE else first
+    goes = [f"{last.name} goes {last.share:.0%} of the way to {first.name}"] if chosen is last else []
+    others = [_told(trial) for trial in trials if trial is not chosen]
+    return replace(chosen.verdict, reasons=(*goes, *chosen.verdict.reasons, *others), tried=tuple(trials))
+
+
+def _told(trial: Trial) -> str:
+    how = "as trained" if trial.share == 1 else f"{trial.share:.0%} of the way there"
+    return f"{trial.name}, {how}: {trial.verdict.decision}, {'; '.join(trial.verdict.reasons)}"
 
 
 def _compare(task: PairedScores) -> TaskResult:

@@ -3,6 +3,8 @@
 Every step finds what an earlier attempt has left and goes on from there, so the story can be cut off anywhere, by
 `kill -9` too, and told again: training resumes from its checkpoint, a published candidate is not trained again,
 answered rows are not asked again, and the alias moves in the same transaction that ends the round.
+
+A candidate that is rejected costs a training for nothing, so points on the way back to the champion are judged as well.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import structlog
 
 from learner.evaluate import Duel, evaluate, paired_scores
 from learner.export import export
-from learner.gate import Verdict, judge
+from learner.gate import Trial, Verdict, judge, settle, shares
 from learner.lease import Lease
 from learner.plan import Plan, plan_round
+from learner.points import point_of
 from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
-from learner.train import TrainingJob, train
+from learner.train import TrainedAdapter, TrainingJob, train
 from serving.base_model import resolve
 from serving.client import VLLM
 from serving.manifest import MANIFEST
@@ -86,9 +89,8 @@ class RoundStory:
         """Carry the round to its end; an error that a person must mend ends it as failed, with the reason."""
         try:
             self.settings = load(LearnerSettings, self._asked_for())
-            candidate = self._learn()
-            self._evaluate(candidate)
-            verdict = self._judge(candidate)
+            trained = self._learn()
+            candidate, verdict = self._choose(trained)
             self._conclude(candidate, verdict)
         except LeaseLost:
             raise
@@ -127,8 +129,9 @@ class RoundStory:
         self._check_images()
         base = resolve(self.serving, self.store.data_dir)
         self._advance(RoundState.TRAINING, f"from {generation_name(self.champion)}")
-        if self.round.candidate is not None:
-            return self.store.generations.get(self.round.candidate)
+        published = self.store.generations.of_round(self.round.id)
+        if published is not None:
+            return published
         plan = self._plan()
         job = self._job(base, plan)
         try:
@@ -136,10 +139,16 @@ class RoundStory:
         except TrainingStopped:
             self.lease.check()
             raise
+        return self._publish(trained, self._manifest(base, plan), plan)
+
+    def _publish(
+        self, adapter: TrainedAdapter, manifest: dict[str, Any], plan: Plan, share: float = 1.0
+    ) -> Generation:
+        """Write an adapter down and make it the round's candidate."""
         directory = export(
-            trained,
+            adapter,
             self.store.generations.root,
-            self._manifest(base, plan),
+            manifest,
             codebook=plan.grouping.codebook if plan.grouping else None,
         )
         return self.store.generations.publish(
@@ -147,12 +156,56 @@ class RoundStory:
             lease=self.lease.token,
             sha256=directory.name,
             parent=self.champion,
-            rank=job.settings.rank,
+            rank=self.settings.rank,
             manifest=json.loads((directory / MANIFEST).read_text(encoding="utf-8")),
+            share=share,
         )
+
+    def _choose(self, trained: Generation) -> tuple[Generation, Verdict]:
+        """Judge what was trained and, while nothing passes after a rejection, points on the way back to the champion.
+
+        Returns the generation that the round ends with: a point only if it is promoted.
+        """
+        tried, trials = [trained], [self._try(trained)]
+        points = shares(self.settings.gate_interpolations)
+        if trials[0].verdict.decision is Decision.REJECT:
+            for share in points:
+                tried.append(self._point(trained, share))
+                trials.append(self._try(tried[-1], looks=len(points)))
+                if trials[-1].verdict.decision is Decision.PROMOTE:
+                    break
+        verdict = settle(trials)
+        chosen = tried[-1] if verdict.decision is Decision.PROMOTE else trained
+        self._put_to_test(chosen)
+        self.store.rounds.set_verdict(self.round.id, self.lease.token, verdict.to_json())
+        return chosen, verdict
+
+    def _try(self, candidate: Generation, looks: int = 1) -> Trial:
+        self._evaluate(candidate)
+        return self._judge(candidate, looks)
+
+    def _point(self, trained: Generation, share: float) -> Generation:
+        """Make a point on the way to what was trained, unless an earlier attempt has published it already."""
+        published = self.store.generations.of_round(self.round.id, share)
+        if published is not None:
+            return published
+        self.store.rounds.record(
+            self.round.id,
+            self.lease.token,
+            "interpolation",
+            f"next is the point at {share:.0%} of the way from {generation_name(self.champion)} to {trained.name}",
+        )
+        base, plan = resolve(self.serving, self.store.data_dir), self._plan()
+        adapter, apart = point_of(self._job(base, plan), trained.directory, share)
+        origin = {"generation": trained.number, "sha256": trained.sha256, "share": share, "apart": apart}
+        return self._publish(adapter, self._manifest(base, plan) | {"interpolation": origin}, plan, share)
+
+    def _put_to_test(self, candidate: Generation) -> None:
+        self.store.generations.put_to_test(candidate.number, round_id=self.round.id, lease=self.lease.token)
 
     def _evaluate(self, candidate: Generation) -> None:
         self._advance(RoundState.EVALUATING, f"{candidate.name} beside {generation_name(self.champion)}")
+        self._put_to_test(candidate)
         asyncio.run(self._ask(candidate))
 
     async def _ask(self, candidate: Generation) -> None:
@@ -175,16 +228,18 @@ class RoundStory:
             check=self.lease.check,
         )
 
-    def _judge(self, candidate: Generation) -> Verdict:
+    def _judge(self, candidate: Generation, looks: int) -> Trial:
+        """Judge a candidate, one of so many that may be looked at for the same reason."""
         self._advance(RoundState.JUDGING)
         new = {dataset.id for dataset in self._new_datasets()}
         verdict = judge(
             paired_scores(self.store, self.round.id, self._duel(candidate), new),
             margin_points=self.settings.gate_margin_points,
-            significance=self.settings.gate_significance,
+            # Bonferroni: of several looks, each has its part of the chance of a false alarm.
+            significance=self.settings.gate_significance / looks,
         )
-        self.store.rounds.set_verdict(self.round.id, self.lease.token, verdict.to_json())
-        return verdict
+        log.info("judged", candidate=candidate.name, decision=str(verdict.decision))
+        return Trial(name=candidate.name, share=candidate.share, verdict=verdict)
 
     def _conclude(self, candidate: Generation, verdict: Verdict) -> None:
         """Let the candidate serve if it was promoted; the reconciler unloads what is no longer needed."""

@@ -134,6 +134,9 @@ class LearnerSettings(Settings):
     """How many points (of 100) a task may lose before the candidate is rejected."""
     gate_significance: float = Field(default=0.05, gt=0, lt=1)
     """Largest chance of a false alarm at which a loss, or a gain, counts as real."""
+    gate_interpolations: int = Field(default=3, ge=0, le=9)
+    """If the candidate is rejected: how many points between it and the champion are judged in its place, the farthest
+    first, without training; 3 are those at 3/4, 1/2 and 1/4 of the way. 0 tries none. docs/rounds.md says more."""
     evaluation_max_rows: int = Field(default=200, ge=1)
     """Most holdout rows of one dataset that a round asks; the same ones each time."""
     evaluation_concurrency: int = Field(default=8, ge=1)

@@ -71,17 +71,24 @@ def set_aside(model: PeftModel, layers: Sequence[AdaptedLayer]) -> list[AdaptedL
 def compress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return A [rank, d_in] and B [d_out, rank] whose product is the best approximation of B A of that rank.
 
-    By Eckart and Young, from the SVD of the small core of two QR decompositions; exact, up to rounding in float64, if
-    the product has no more than that rank. The singular values are shared evenly between both.
+    By Eckart and Young; exact, up to rounding in float64, if the product has no more than that rank. Both sides
+    get an even share of the singular values.
+    """
+    U, S, Vh = product_svd(A, B)
+    root = S[:rank].sqrt()
+    # Layers narrower than the rank have fewer directions than that; the rest stays zero.
+    compressed_A, compressed_B = A.new_zeros(rank, A.shape[1]), B.new_zeros(B.shape[0], rank)
+    compressed_A[: len(root)] = root[:, None] * Vh[:rank]
+    compressed_B[:, : len(root)] = U[:, :rank] * root
+    return compressed_A, compressed_B
+
+
+def product_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U [d_out, k], S [k] and Vh [k, d_in] of B A in float64, where A is [r, d_in] and k the least of r and d.
+
+    From the SVD of the small core of two QR decompositions, so the product is never made.
     """
     Q_B, R_B = torch.linalg.qr(B.double())
     Q_A, R_A = torch.linalg.qr(A.double().T)
     U, S, Vh = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
-    root = S[:rank].sqrt()
-    found_A = (root[:, None] * Vh[:rank]) @ Q_A.T
-    found_B = (Q_B @ U[:, :rank]) * root
-    # Layers narrower than the rank have fewer directions than that; the rest stays zero.
-    compressed_A, compressed_B = A.new_zeros(rank, A.shape[1]), B.new_zeros(B.shape[0], rank)
-    compressed_A[: len(root)] = found_A
-    compressed_B[:, : len(root)] = found_B
-    return compressed_A, compressed_B
+    return Q_B @ U, S, Vh @ Q_A.T

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from learner.gate import PairedScores, bootstrap, holm, judge, mcnemar
+from learner.gate import PairedScores, Trial, bootstrap, holm, judge, mcnemar, settle, shares
 from storage.records import Decision
 
 MARGIN, SIGNIFICANCE = 2.0, 0.05
@@ -97,6 +99,61 @@ def test_bootstrap_is_repeatable_and_knows_the_direction() -> None:
     assert (worse, better) == bootstrap([0.3, 0.2, 0.4, 0.1, 0.3, 0.2, 0.25, 0.15])
     assert better < 0.01
     assert worse > 0.9
+
+
+def trial(name: str, share: float, kept: list[float]) -> Trial:
+    """Judge a candidate that learned the new task and kept this much of the old one."""
+    tasks = [LEARNED, task("digits", [1.0] * len(kept), kept, earlier=True)]
+    return Trial(
+        name=name, share=share, verdict=judge(tasks, margin_points=MARGIN, significance=SIGNIFICANCE)
+    )
+
+
+FORGOT, KEPT, UNSURE = [0.0] * 30, [1.0] * 30, [1.0] * 29 + [0.0]
+
+
+def test_points_go_back_from_the_candidate_in_even_steps() -> None:
+    """The farthest comes first, neither end is among them, and none at all turns it off."""
+    assert shares(3) == [0.75, 0.5, 0.25]
+    assert shares(1) == [0.5]
+    assert shares(0) == []
+
+
+def test_round_with_one_candidate_has_its_verdict() -> None:
+    """Where nothing else was tried, nothing is added."""
+    only = trial("assistant@7", 1.0, FORGOT)
+    assert settle([only]) == only.verdict
+
+
+def test_promoted_point_decides_and_tells_what_was_rejected() -> None:
+    """The round's figures are the point's; the reasons name how far it goes and why the others were not taken."""
+    trials = [
+        trial("assistant@7", 1.0, FORGOT),
+        trial("assistant@8", 0.75, UNSURE),
+        trial("assistant@9", 0.5, KEPT),
+    ]
+    verdict = settle(trials)
+    assert verdict.decision is Decision.PROMOTE
+    assert verdict.tasks == trials[-1].verdict.tasks
+    assert verdict.reasons[0] == "assistant@9 goes 50% of the way to assistant@7"
+    assert verdict.reasons[-2].startswith("assistant@7, as trained: reject, digits: 100.0 → 0.0 on 30 rows")
+    assert verdict.reasons[-1].startswith("assistant@8, 75% of the way there: hold, digits: 100.0 → 96.7")
+    told = json.loads(json.dumps(verdict.to_json()))["tried"]
+    assert [(one["name"], one["share"], one["verdict"]["decision"]) for one in told] == [
+        ("assistant@7", 1.0, "reject"),
+        ("assistant@8", 0.75, "hold"),
+        ("assistant@9", 0.5, "promote"),
+    ]
+
+
+def test_round_without_a_point_that_passes_is_rejected_as_it_was_trained() -> None:
+    """A point that is only held does not soften the rejection."""
+    trials = [trial("assistant@7", 1.0, FORGOT), trial("assistant@8", 0.5, UNSURE)]
+    verdict = settle(trials)
+    assert verdict.decision is Decision.REJECT
+    assert verdict.tasks == trials[0].verdict.tasks
+    assert verdict.reasons[: len(trials[0].verdict.reasons)] == trials[0].verdict.reasons
+    assert verdict.reasons[-1].startswith("assistant@8, 50% of the way there: hold")
 
 
 scores = st.lists(
