@@ -2,6 +2,7 @@
 
     fetch      download emoji, their names and fonts, and render them
     see        stage 1: train the vision tower
+    tell       stage 1b: train tower and projector to tell what a picture shows
     unpack     go on in stage 2 from recipes/smol_llava/checkpoint
     talk       stage 2: train projector, tower and the language model's difference
     ship       pack the result into serving/embedded
@@ -25,6 +26,7 @@ from recipes.smol_llava.evaluate import evaluate, kept
 from recipes.smol_llava.see import SeeSettings, see
 from recipes.smol_llava.ship import ship, unpack
 from recipes.smol_llava.talk import TalkSettings, talk
+from recipes.smol_llava.tell import TellSettings, tell
 from serving import embedded
 
 
@@ -57,11 +59,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", choices=("fetch", "see", "unpack", "talk", "ship", "evaluate", "all"))
+    parser.add_argument("step", choices=("fetch", "see", "tell", "unpack", "talk", "ship", "evaluate", "all"))
     parser.add_argument(
         "--work", type=Path, required=True, help="directory for downloads, checkpoints and models"
     )
     parser.add_argument("--see-steps", type=int, default=SeeSettings().steps, help="steps of stage 1")
+    parser.add_argument("--tell-steps", type=int, default=TellSettings().steps, help="steps of stage 1b")
     parser.add_argument("--talk-steps", type=int, default=TalkSettings().steps, help="steps of stage 2")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--questions", type=int, default=200, help="questions per ability")
@@ -72,6 +75,8 @@ def main() -> None:
         sprites.render(cache)
     if given.step in ("see", "all"):
         see(cache, out, SeeSettings(steps=given.see_steps, workers=given.workers))
+    if given.step in ("tell", "all"):
+        tell(cache, out, TellSettings(steps=given.tell_steps, workers=given.workers))
     if given.step == "unpack":
         unpack(out, Path(__file__).with_name("checkpoint"))
     if given.step in ("talk", "all"):

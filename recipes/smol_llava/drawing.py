@@ -21,6 +21,7 @@ KINDS = {
     "arrow": 0.01, "nothing": 0.04,
 }  # fmt: skip
 """How often each kind of picture is drawn."""
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _NO_LETTERS = ("ornament", "symbol", "dingbat", "d050000l", "math", "initial", "it_wasn", "condensed")
 """Parts of the names of files that draw no plain letters, or too narrow ones."""
 
@@ -72,9 +73,13 @@ class Artist:
                 things.append(thing)
         return Scene(kind="shapes", picture=_scaled(canvas), things=reading_order(things))
 
-    def text(self, rng: random.Random) -> Scene:
-        """Write a word, a number or a few random characters, as large as the width allows or smaller."""
-        written = some_text(rng)
+    def letters(self, rng: random.Random) -> Scene:
+        """Write one or two random characters, from which reading is learned first."""
+        return self.text(rng, "".join(rng.choices(CHARACTERS, k=rng.randint(1, 2))))
+
+    def text(self, rng: random.Random, written: str = "") -> Scene:
+        """Write this, or a word, a number or a few characters, as large as the width allows or smaller."""
+        written = written or some_text(rng)
         ground = _any_color(rng)
         picture = Image.new("RGB", (SIDE, SIDE), ground)
         ink = _contrasting(rng, ground)
@@ -102,6 +107,43 @@ class Artist:
             for index, letter in enumerate(written)
         ]
         return Scene(kind="text", picture=picture, things=things, text=written)
+
+    def crowd(self, rng: random.Random) -> Scene:
+        """Fill a grid of up to five by five cells with letters, shapes and emoji."""
+        canvas, ground = self._canvas(rng)
+        pen = ImageDraw.Draw(canvas)
+        cells = rng.choice((2, 3, 3, 4, 4, 5, 5))
+        cell = SIDE / cells
+        colors = [name for name, color in COLORS.items() if _contrast(color, ground) > 110]
+        weights = rng.choice(((1, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)))
+        kinds = rng.choices(("letter", "shape", "emoji"), weights, k=cells * cells)
+        faces = rng.choices(self.faces, k=2)
+        things, later = list[Thing](), list[tuple[str, float, float, float]]()
+        for index, kind in enumerate(kinds):
+            half = cell / 2 * rng.uniform(0.65, 0.95)
+            x, y = (
+                (place + 0.5) * cell + rng.uniform(half - cell / 2, cell / 2 - half)
+                for place in (index % cells, index // cells)
+            )
+            if kind == "shape":
+                thing = Thing(name=rng.choice(SHAPES), color=rng.choice(colors), x=x, y=y, size=half)
+                draw_shape(pen, thing, _jittered(rng, COLORS[thing.color]))
+                things.append(thing)
+            else:
+                later.append((kind, x, y, half))
+        picture = _scaled(canvas)
+        pen = ImageDraw.Draw(picture)
+        for kind, x, y, half in later:
+            if kind == "letter":
+                letter = rng.choice(CHARACTERS)
+                font = self._font(rng.choice(faces), round(2 * half))
+                pen.text((x, y), letter, font=font, fill=_contrasting(rng, ground), anchor="mm")
+                things.append(Thing(name=letter, x=x, y=y, size=half * 0.8))
+            else:
+                number = rng.randrange(len(self.sprites.concepts))
+                self._paste(rng, picture, number, round(x - half), round(y - half), round(2 * half), turn=12)
+                things.append(Thing(name=self.sprites.concepts[number].name, x=x, y=y, size=half))
+        return Scene(kind="crowd", picture=picture, things=things)
 
     def emoji(self, rng: random.Random) -> Scene:
         """Paste one emoji, large, on a plain ground."""

@@ -181,7 +181,7 @@ def description(scene: Scene) -> str:
         case "emoji":
             said = f"A picture of {a(scene.things[0].name).lower()} ({scene.subgroup})."
         case "text":
-            said = f'The letters {" ".join(scene.text)}: the text "{scene.text}".'
+            said = f"A text of the letters {' '.join(scene.text)}."
         case "chart":
             said = f"A bar chart with {len(scene.things)} bars: {', '.join(scene.heights)}."
         case "clock":

@@ -26,7 +26,7 @@ TURNS = {
     "board": 3,
     "chart": 3,
     "nothing": 1,
-    "text": 1,
+    "text": 2,
     "clock": 1,
     "arrow": 1,
 }
@@ -34,7 +34,7 @@ TURNS = {
 TWO_PICTURES = 0.04
 """Share of conversations about two pictures."""
 KINDS = {
-    "shapes": 0.36, "text": 0.22, "emoji": 0.22, "emojis": 0.06, "chart": 0.03, "clock": 0.03, "board": 0.02,
+    "shapes": 0.42, "text": 0.16, "emoji": 0.18, "emojis": 0.06, "chart": 0.05, "clock": 0.03, "board": 0.04,
     "arrow": 0.01, "nothing": 0.05,
 }  # fmt: skip
 """How often each kind of picture is talked of."""
@@ -61,8 +61,13 @@ class Writer:
         self.newline = self._ids("\n")
 
     def about(self, pictures: Sequence[Scene], turns: Sequence[tuple[str, str]]) -> Row:
-        """Write a conversation that begins with pictures; loss on answers and what ends them."""
+        """Write a conversation that begins with pictures; loss on answers and what ends them.
+
+        What is written in a picture is answered letter by letter, a token each, as the image tokens tell it: what
+        has been read need not be put together into the tokens that a word would have.
+        """
         ids, labels = list[int](), list[int]()
+        written = {scene.text for scene in pictures if scene.kind == "text"}
         for turn, (question, answer) in enumerate(turns):
             shown = [token for _ in pictures for token in (*self.image, *self.newline)] if turn == 0 else []
             asked = [
@@ -70,19 +75,26 @@ class Writer:
                 *shown,
                 *self._ids(f"{question}<|im_end|>\n<|im_start|>assistant\n"),
             ]
-            self._append(ids, labels, asked, answer)
+            self._append(ids, labels, asked, answer, spelled=answer in written)
         return Row(ids=ids, labels=labels, pixels=[pixels_of(scene.picture) for scene in pictures])
 
     def without(self, question: str, answer: str) -> Row:
         """Write one question without a picture, after the system prompt that SmolLM2 knows."""
         ids, labels = list(self.system), [IGNORED] * len(self.system)
         self._append(
-            ids, labels, self._ids(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"), answer
+            ids,
+            labels,
+            self._ids(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
+            answer,
+            spelled=False,
         )
         return Row(ids=ids, labels=labels, pixels=[])
 
-    def _append(self, ids: list[int], labels: list[int], asked: list[int], answer: str) -> None:
-        answered, after = self._ids(f"{answer}<|im_end|>"), self.newline
+    def _append(
+        self, ids: list[int], labels: list[int], asked: list[int], answer: str, *, spelled: bool
+    ) -> None:
+        told = [token for letter in answer for token in self._ids(letter)] if spelled else self._ids(answer)
+        answered, after = [*told, *self._ids("<|im_end|>")], self.newline
         ids += [*asked, *answered, *after]
         labels += [*[IGNORED] * len(asked), *answered, *[IGNORED] * len(after)]
 
@@ -94,8 +106,8 @@ class Writer:
 class Conversations(IterableDataset[dict[str, Tensor]]):
     """Endless batches of conversations about pictures, of similar length, of about `tokens` tokens each."""
 
-    def __init__(self, cache: Path, writer: Writer, tokens: int, told: float, seed: str) -> None:
-        self.cache, self.writer, self.tokens, self.told, self.seed = cache, writer, tokens, told, seed
+    def __init__(self, cache: Path, writer: Writer, tokens: int, seed: str) -> None:
+        self.cache, self.writer, self.tokens, self.seed = cache, writer, tokens, seed
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Draw and ask for ever, each worker its own pictures."""
@@ -103,16 +115,14 @@ class Conversations(IterableDataset[dict[str, Tensor]]):
         rng = random.Random(f"{self.seed}/{info.id if info else 0}")
         artist, examiner = Artist.of(self.cache), Examiner()
         while True:
-            drawn = [conversation(rng, artist, examiner, self.writer, self.told) for _ in range(192)]
+            drawn = [conversation(rng, artist, examiner, self.writer) for _ in range(192)]
             batches = list(batched(sorted(drawn, key=lambda row: len(row.ids)), self.tokens))
             rng.shuffle(batches)
             yield from (collate(batch) for batch in batches)
 
 
-def conversation(
-    rng: random.Random, artist: Artist, examiner: Examiner, writer: Writer, told: float = 0.0
-) -> Row:
-    """Draw one or two pictures and ask about them; a share `told` of single ones is only described."""
+def conversation(rng: random.Random, artist: Artist, examiner: Examiner, writer: Writer) -> Row:
+    """Draw one or two pictures and ask about them."""
     if rng.random() < TWO_PICTURES:
         scenes = [artist.draw(rng, rng.choice(("emoji", "text", "shapes"))) for _ in range(2)]
         answers = [
@@ -125,12 +135,7 @@ def conversation(
             return writer.about(scenes, turns)
     while True:
         scene = artist.draw(rng, rng.choices(list(KINDS), list(KINDS.values()))[0])
-        asked: list[Question | None] = (
-            [examiner.ask(rng, scene, "describe")]
-            if rng.random() < told
-            else [*interview(rng, examiner, scene)]
-        )
-        turns = [(question.text, question.answer) for question in asked if question is not None]
+        turns = [(question.text, question.answer) for question in interview(rng, examiner, scene)]
         if turns:
             return writer.about([scene], turns)
 

@@ -10,7 +10,7 @@ from PIL.Image import Image
 SIDE = 96
 """Pixels along each side of a picture, as the model sees it."""
 
-Kind = Literal["shapes", "text", "emoji", "emojis", "chart", "clock", "board", "arrow", "nothing"]
+Kind = Literal["shapes", "text", "emoji", "emojis", "chart", "clock", "board", "arrow", "crowd", "nothing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,19 @@
-"""Stage 1: a vision tower learns to see by captioning, with a small decoder that is thrown away afterwards.
+"""Stage 1: a vision tower learns to see, by naming what each of its patches shows.
 
-Half of the batches are captioned word by word, in half of them all words are told at once from the picture alone
-(CapPa, arXiv 2306.07915), which leaves the decoder no language to lean on. Matrices of the tower are trained with Muon,
-everything else with AdamW.
+Pictures are crowded with letters, shapes and emoji, because every thing in one is a lesson and a picture costs the same
+however much it shows: ten times the lessons of pictures with a caption each. Names are tokens of SmolLM2, in which
+stage 1b goes on to tell whole pictures. Matrices of the tower are trained with Muon, everything else with AdamW.
 
-Shape suffixes: B pictures, L words of a caption, K words told in a batch, V of the vocabulary, D width, N patches and
-the class token.
+Shape suffixes: B pictures, N patches, K of these with a loss, W tokens of the lexicon, H width of the tower.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,77 +21,197 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import log_softmax
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from recipes.smol_llava.captions import LONGEST, UNKNOWN, Vocabulary, caption
 from recipes.smol_llava.drawing import Artist
 from recipes.smol_llava.scenes import SIDE
+from recipes.smol_llava.slots import GROUND, Lexicon
+from serving.embedded import UNWRITTEN_TOKEN, find_gguf, language_tensors
 
 TOWER = CLIPVisionConfig(
     hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIDE, patch_size=16,
     projection_dim=256,
 )  # fmt: skip
+PATCHES = (SIDE // TOWER.patch_size) ** 2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, per channel, as its image processor applies them."""
-VOCABULARY_SAMPLE = 30_000
-"""Captions from which the vocabulary is collected."""
+KINDS = {
+    "crowd": 0.75, "emoji": 0.06, "shapes": 0.05, "text": 0.06, "chart": 0.02, "clock": 0.02, "board": 0.01,
+    "arrow": 0.01, "nothing": 0.02,
+}  # fmt: skip
+"""How often each kind of picture is drawn."""
+SHOWN = 3
+"""Times that a picture is shown: drawing a crowd takes 3 ms, half of what learning from it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeeSettings:
     """How stage 1 is trained."""
 
-    steps: int = 2400
-    batch_size: int = 128
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 150
+    steps: int = 1500
+    batch_size: int = 192
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
     weight_decay: float = 0.05
+    ground: float = 0.1
+    """Share of the patches that show nothing which are learned from."""
     seed: int = 0
     workers: int = 1
-    save_every: int = 250
+    save_every: int = 200
 
 
-class Captioner(nn.Module):
-    """A small decoder that reads the tower's patches; D is the tower's width."""
+class Namer(nn.Module):
+    """A tower and the head, thrown away afterwards, that names its patches."""
 
-    def __init__(self, words: int, width: int, layers: int = 2) -> None:
+    def __init__(self, words: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, width)
-        self.position = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
-        layer = nn.TransformerDecoderLayer(
-            width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.tower = CLIPVisionModel(TOWER)
+        self.tower.set_attn_implementation("eager")  # for 37 tokens a third faster than the fused one
+        self.naming = nn.Linear(TOWER.hidden_size, words)
 
-    def forward(self, words_BL: Tensor, patches_BND: Tensor, *, parallel: bool) -> Tensor:
-        """Return states [B, L, D]: of the next word, or in parallel of every word from the picture alone."""
-        length = words_BL.shape[1]
-        x_BLD = self.embedding(words_BL) + self.position[:length]
-        mask = (
-            None if parallel else nn.Transformer.generate_square_subsequent_mask(length, device=x_BLD.device)
-        )
-        states_BLD: Tensor = self.layers(x_BLD, patches_BND, tgt_mask=mask, tgt_is_causal=not parallel)
-        return states_BLD
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return what the patches are, [B, N, H], for `naming`."""
+        states_BNH: Tensor = self.tower(pixels_BCHW).last_hidden_state[:, 1:]
+        return states_BNH
 
 
-class Captions(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless pictures [3, SIDE, SIDE] in bytes with the numbers of their captions [LONGEST]."""
+class Drawn(IterableDataset[tuple[int, Tensor, Tensor, Tensor]]):
+    """Endless pictures: kind, bytes [3, SIDE, SIDE], caption [N], words of patches [N, WORDS_OF_PATCH].
 
-    def __init__(self, cache: Path, vocabulary: Vocabulary, seed: str) -> None:
-        self.cache, self.vocabulary, self.seed = cache, vocabulary, seed
+    Each one drawn is shown `shown` times on average, picked at random from the last POOL, where drawing would keep
+    training waiting.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    POOL = 6000
+
+    def __init__(
+        self, cache: Path, lexicon: Lexicon, kinds: dict[str, float], seed: str, shown: int = 1
+    ) -> None:
+        self.cache, self.lexicon, self.kinds, self.seed, self.shown = cache, lexicon, kinds, seed, shown
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Draw for ever, each worker its own pictures."""
         info = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}/{info.id if info else 0}")
-        artist = Artist.of(self.cache)
+        artist, kinds, shares = Artist.of(self.cache), list(self.kinds), list(self.kinds.values())
+        pool: list[tuple[int, Tensor, Tensor, Tensor]] = []
         while True:
-            scene = artist.draw(rng)
-            yield pixels_of(scene.picture), torch.tensor(self.vocabulary.encode(caption(scene)))
+            kind = rng.choices(kinds, shares)[0]
+            scene = artist.draw(rng, kind)
+            drawn = (
+                kinds.index(kind),
+                pixels_of(scene.picture),
+                self.lexicon.encode(scene, PATCHES),
+                self.lexicon.patches(scene, TOWER.patch_size),
+            )
+            yield drawn
+            if self.shown > 1:
+                if len(pool) == self.POOL:
+                    pool[rng.randrange(self.POOL)] = drawn
+                else:
+                    pool.append(drawn)
+                yield from rng.choices(pool, k=self.shown - 1)
+
+    def batches(self, size: int, workers: int) -> DataLoader[tuple[int, Tensor, Tensor, Tensor]]:
+        """Return batches of pictures, drawn by this many processes."""
+        return DataLoader(self, size, num_workers=workers, prefetch_factor=4 if workers else None)
+
+
+def see(cache: Path, out: Path, settings: SeeSettings) -> None:
+    """Train the tower to the last step, from `out`'s checkpoint on if there is one."""
+    torch.manual_seed(settings.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    _, lexicon = words_of(cache)
+    ground = lexicon.say(GROUND)[0]
+    namer = Namer(len(lexicon.tokens)).to(device)
+    optimizers = optimizers_of(namer, settings.weight_decay)
+    done = resume(out / "see.pt", namer, optimizers)
+    drawn = Drawn(cache, lexicon, KINDS, f"see/{settings.seed}/{done}", shown=SHOWN)
+    batches = itertools.islice(drawn.batches(settings.batch_size, settings.workers), settings.steps - done)
+    started, average, right = time.monotonic(), math.nan, Right(KINDS)
+    for step, (kinds, pixels, _, words) in enumerate(batches, done):
+        set_rate(optimizers, settings.learning_rate * share_at(step, settings.steps, settings.warmup_steps))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            states_BNH = namer(normalised(pixels.to(device)))
+            loss = named_loss(
+                namer.naming, states_BNH, words.to(device), ground, settings.ground, right, kinds
+            )
+        update(namer, optimizers, loss)
+        average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
+        if (step + 1) % 50 == 0:
+            speed = (step + 1 - done) * settings.batch_size / (time.monotonic() - started)
+            print(
+                f"see {step + 1}/{settings.steps} loss {average:.3f} {speed:.0f} pictures/s {right}",
+                flush=True,
+            )
+            right = Right(KINDS)
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            save(out / "see.pt", step + 1, namer, optimizers)
+
+
+def named_loss(
+    naming: nn.Linear,
+    states_BNH: Tensor,
+    words_BN4: Tensor,
+    ground: int,
+    share: float,
+    right: Right,
+    kinds_B: Tensor,
+) -> Tensor:
+    """Return the mean nats per patch of an even choice among the words for what it shows.
+
+    `words_BN4` holds up to WORDS_OF_PATCH words, then -1. Of patches that show `ground`, a share is learned from.
+    Counts in `right` the patches of things that are given one of their words.
+    """
+    shows_BN = words_BN4[..., 0] != ground
+    chosen_BN = shows_BN | (torch.rand(shows_BN.shape, device=shows_BN.device) < share)
+    words_K4 = words_BN4[chosen_BN]
+    logits_KW = naming(states_BNH[chosen_BN]).float()
+    nats_K4 = -log_softmax(logits_KW, -1).gather(-1, words_K4.clamp(min=0))
+    there_K4 = words_K4 >= 0
+    right.add(kinds_B, (logits_KW.argmax(-1, keepdim=True) == words_K4).any(-1), chosen_BN, shows_BN)
+    return ((nats_K4 * there_K4).sum(-1) / there_K4.sum(-1)).mean()
+
+
+class Right:
+    """Counts, by kind of picture, how many patches or tokens are right, and how many pictures in all of theirs."""
+
+    def __init__(self, kinds: dict[str, float]) -> None:
+        self.kinds = list(kinds)
+        self.counts: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+
+    def add(self, kinds_B: Tensor, right_K: Tensor, chosen_BN: Tensor, counted_BN: Tensor) -> None:
+        """Count one batch: K are its chosen patches, of which those to be counted are counted."""
+        right_BN = torch.zeros_like(counted_BN)
+        right_BN[chosen_BN] = right_K
+        shares = (right_BN & counted_BN).sum(1) / counted_BN.sum(1).clamp(min=1)
+        for kind, share in zip(kinds_B.tolist(), shares.tolist(), strict=True):
+            counted = self.counts[kind]
+            counted[0] += 1
+            counted[1] += share
+            counted[2] += share == 1
+
+    def __str__(self) -> str:
+        """Return `shapes 93/60 …`: percent of patches or tokens, and of whole pictures."""
+        return " ".join(
+            f"{self.kinds[kind]} {100 * parts / pictures:.0f}/{100 * whole / pictures:.0f}"
+            for kind, (pictures, parts, whole) in sorted(self.counts.items())
+        )
+
+
+def words_of(cache: Path) -> tuple[Tensor, Lexicon]:
+    """Return SmolLM2's embeddings [V, D] and the lexicon of all that is named and told."""
+    gguf = find_gguf()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    unwritten = tokenizer.convert_tokens_to_ids(UNWRITTEN_TOKEN)
+    embedding_VD = language_tensors(gguf, unwritten)["language_model.model.embed_tokens.weight"]
+    concepts = Artist.of(cache).sprites.concepts
+    names = sorted({name for concept in concepts for name in (concept.name, concept.subgroup)})
+    return embedding_VD, Lexicon.of(tokenizer, names)
 
 
 def pixels_of(picture: object) -> Tensor:
@@ -106,131 +225,56 @@ def normalised(pixels_BCHW: Tensor) -> Tensor:
     return (pixels_BCHW.float() / 255 - mean) / std
 
 
-def see(cache: Path, out: Path, settings: SeeSettings) -> None:
-    """Train the tower to the last step, from `out`'s checkpoint on if there is one, and save it to `out`/tower."""
-    torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out.mkdir(parents=True, exist_ok=True)
-    vocabulary = vocabulary_of(cache, out)
-    tower = CLIPVisionModel(TOWER).to(device)
-    tower.set_attn_implementation("eager")  # for 37 tokens a third faster than the fused one
-    captioner = Captioner(len(vocabulary.words), TOWER.hidden_size).to(device)
-    optimizers = optimizers_of(tower, captioner, settings)
-    done = resume(out / "see.pt", tower, captioner, optimizers)
-
-    dataset = Captions(cache, vocabulary, f"see/{settings.seed}/{done}")
-    pictures = DataLoader(
-        dataset,
-        settings.batch_size,
-        num_workers=settings.workers,
-        prefetch_factor=4 if settings.workers else None,
-    )
-    started, average = time.monotonic(), math.nan
-    for step, (pixels, words) in enumerate(itertools.islice(pictures, settings.steps - done), done):
-        rate = rate_at(step, settings)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        loss = loss_of(
-            tower,
-            captioner,
-            pixels.to(device),
-            words.to(device),
-            parallel=step % 2 == 1,
-            vocabulary=vocabulary,
-        )
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_([*tower.parameters(), *captioner.parameters()], 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
-            speed = (step + 1 - done) * settings.batch_size / (time.monotonic() - started)
-            print(f"see {step + 1}/{settings.steps} loss {average:.3f} {speed:.0f} pictures/s", flush=True)
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            save(out / "see.pt", step + 1, tower, captioner, optimizers)
-    tower.save_pretrained(out / "tower")
-
-
-def loss_of(
-    tower: CLIPVisionModel,
-    captioner: Captioner,
-    pixels_BCHW: Tensor,
-    words_BL: Tensor,
-    *,
-    parallel: bool,
-    vocabulary: Vocabulary,
-) -> Tensor:
-    """Return the mean nats per word of a batch."""
-    longest = int((words_BL != 0).sum(dim=1).max())
-    words_BL = words_BL[:, :longest]
-    given_BL = words_BL[:, :-1].clone()
-    if parallel:
-        given_BL[:, 1:] = vocabulary.numbers[UNKNOWN]
-    told_BL = words_BL[:, 1:] != 0
-    with torch.autocast(pixels_BCHW.device.type, dtype=torch.bfloat16):
-        patches_BND = tower(normalised(pixels_BCHW)).last_hidden_state
-        states_BLD = captioner(given_BL, patches_BND, parallel=parallel)
-        logits_KV = states_BLD[told_BL] @ captioner.embedding.weight.T
-    return cross_entropy(logits_KV.float(), words_BL[:, 1:][told_BL])
-
-
-def vocabulary_of(cache: Path, out: Path) -> Vocabulary:
-    """Return the vocabulary of the captions, collected once."""
-    path = out / "vocabulary.json"
-    if not path.exists():
-        artist, rng = Artist.of(cache), random.Random("vocabulary")
-        drawn = [caption(artist.draw(rng)) for _ in range(VOCABULARY_SAMPLE)]
-        named = [[*concept.name.split(), *concept.subgroup.split()] for concept in artist.sprites.concepts]
-        path.write_text(json.dumps(Vocabulary.of(drawn + named).words), encoding="utf-8")
-    return Vocabulary(json.loads(path.read_text(encoding="utf-8")))
-
-
-def optimizers_of(
-    tower: nn.Module, captioner: nn.Module, settings: SeeSettings
-) -> list[torch.optim.Optimizer]:
-    """Give the matrices of both transformers to Muon and all other tensors to AdamW, at the same rate."""
-    named = [*tower.named_parameters(), *captioner.named_parameters()]
+def optimizers_of(model: nn.Module, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Give the matrices of the tower's blocks to Muon and all other tensors to AdamW, at the same rate."""
+    named = list(model.named_parameters())
     hidden = [weight for name, weight in named if weight.ndim == 2 and "layers" in name]
     others = [weight for name, weight in named if not (weight.ndim == 2 and "layers" in name)]
     return [
-        torch.optim.Muon(hidden, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.98)),
+        torch.optim.Muon(hidden, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.0, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
 
-def rate_at(step: int, settings: SeeSettings) -> float:
-    """Return the learning rate of a step counted from 0: a linear rise, then half a cosine down to 1 %."""
-    rise = min(1.0, (step + 1) / settings.warmup_steps)
-    return (
-        settings.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-    )
+def share_at(step: int, steps: int, warmup_steps: int) -> float:
+    """Return the share of the highest rate at a step counted from 0: a linear rise, then half a cosine down to 1 %."""
+    rise = min(1.0, (step + 1) / warmup_steps)
+    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def save(
-    path: Path, step: int, tower: nn.Module, captioner: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> None:
+def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Set the learning rate of all."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
+    """Take one step down a loss, no gradient longer than 1."""
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(path: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """Write a checkpoint, whole or not at all."""
     state = {
         "step": step,
-        "tower": tower.state_dict(),
-        "captioner": captioner.state_dict(),
+        "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     torch.save(state, path.with_suffix(".writing"))
     path.with_suffix(".writing").replace(path)
 
 
-def resume(
-    path: Path, tower: nn.Module, captioner: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> int:
+def resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     """Go on from a checkpoint, if there is one; return how many steps are done."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    tower.load_state_dict(state["tower"])
-    captioner.load_state_dict(state["captioner"])
+    model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     step: int = state["step"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPVisionModel
 
-from recipes.smol_llava.see import TOWER
+from recipes.smol_llava.see import PATCHES
 from recipes.smol_llava.talk import LORA_ALPHA, LORA_RANK
+from recipes.smol_llava.tell import TOWER
 from serving.embedded import LANGUAGE, PARTS, VISION
 
 _VISION = "base_model.model.model."
@@ -38,16 +38,7 @@ def unpack(out: Path, parts: Path) -> None:
     vision, language = load_file(parts / VISION), load_file(parts / LANGUAGE)
     weights = {f"{_VISION}{name}": tensor.float() for name, tensor in vision.items()}
     weights |= {trained_name(name): tensor.float() for name, tensor in language.items()}
-    tower = CLIPVisionModel(TOWER)
-    tower.load_state_dict(
-        {
-            name.removeprefix("vision_tower."): tensor
-            for name, tensor in vision.items()
-            if "vision_tower." in name
-        }
-    )
     out.mkdir(parents=True, exist_ok=True)
-    tower.save_pretrained(out / "tower")
     torch.save({"step": 0, "weights": weights, "optimizer": None}, out / "talk.pt")
 
 
@@ -76,5 +67,5 @@ def write_config(path: Path) -> None:
         name: getattr(TOWER, name) for name in vision if name not in ("dtype", "model_type")
     }
     config["vision_config"] = vision | shape
-    config["image_seq_length"] = (TOWER.image_size // TOWER.patch_size) ** 2
+    config["image_seq_length"] = PATCHES
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

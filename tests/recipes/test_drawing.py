@@ -8,8 +8,6 @@ import random
 import numpy as np
 import pytest
 
-from recipes.smol_llava.align import GROUND, words_at
-from recipes.smol_llava.captions import LONGEST, Vocabulary, caption
 from recipes.smol_llava.drawing import KINDS, Artist
 from recipes.smol_llava.scenes import SIDE, Thing
 from recipes.smol_llava.shapes import COLORS
@@ -81,25 +79,15 @@ def test_letters_lie_where_they_are_said_to_be(artist: Artist, rng: random.Rando
             assert np.abs(around - ground).max() > 60
 
 
-def test_words_at_a_point_are_those_of_what_is_there(artist: Artist, rng: random.Random) -> None:
-    """At a shape's centre it is named, and far from every shape there is ground."""
+def test_a_crowd_shows_a_thing_in_every_cell(artist: Artist, rng: random.Random) -> None:
+    """A crowd has a square number of things, inside the picture, and around each centre something is drawn."""
     for _ in range(20):
-        scene = artist.draw(rng, "shapes")
+        scene = artist.draw(rng, "crowd")
+        assert math.isqrt(len(scene.things)) ** 2 == len(scene.things)
+        pixels = np.asarray(scene.picture).astype(int)
         for thing in scene.things:
-            assert words_at(scene, thing.x, thing.y) == [thing.color, thing.name]
-        corners = [(x, y) for x in (1.0, SIDE - 1.0) for y in (1.0, SIDE - 1.0)]
-        for x, y in corners:
-            if all(math.hypot(thing.x - x, thing.y - y) > 45 for thing in scene.things):
-                assert words_at(scene, x, y) == [GROUND]
-
-
-def test_captions_fit_and_come_back_as_words(artist: Artist, rng: random.Random) -> None:
-    """Captions of all kinds of pictures fit between start and end, and decode to themselves."""
-    captions = [caption(artist.draw(rng, kind)) for kind in KINDS for _ in range(10)]
-    vocabulary = Vocabulary.of(captions)
-    for words in captions:
-        row = vocabulary.encode(words)
-        assert len(row) == LONGEST
-        back = [vocabulary.words[number] for number in row]
-        assert back[0] == "<start>"
-        assert back[1 : back.index("<end>")] == words[: LONGEST - 2]
+            assert 0 < thing.x < SIDE
+            assert 0 < thing.y < SIDE
+            left, top = max(0, int(thing.x - thing.size)), max(0, int(thing.y - thing.size))
+            area = pixels[top : int(thing.y + thing.size) + 1, left : int(thing.x + thing.size) + 1]
+            assert np.ptp(area.reshape(-1, 3), axis=0).max() > 20

@@ -62,6 +62,18 @@ def test_loss_is_on_answers_and_what_ends_them(
     assert all(label in {IGNORED, token} for label, token in zip(row.labels, row.ids, strict=True))
 
 
+def test_what_is_read_is_answered_letter_by_letter(
+    processor: Any, writer: Writer, artist: Artist, rng: random.Random
+) -> None:
+    """The answer that is the written text has a token for each letter; any other answer is tokenised as usual."""
+    scene = artist.draw(rng, "text")
+    row = writer.about([scene], [("Read it.", scene.text), ("Are there shapes?", "I see no shapes.")])
+    labelled = [token for token in row.labels if token != IGNORED]
+    assert [processor.tokenizer.decode(token) for token in labelled[: len(scene.text)]] == list(scene.text)
+    usual = processor.tokenizer("I see no shapes.<|im_end|>", add_special_tokens=False).input_ids
+    assert labelled[-len(usual) :] == usual
+
+
 def test_batches_hold_every_row_and_stay_below_their_size(
     writer: Writer, artist: Artist, rng: random.Random
 ) -> None:

@@ -1,4 +1,4 @@
-"""Both stages train, can be cut off and resumed, and what is shipped is what was trained."""
+"""All stages train, can be cut off and resumed, and what is shipped is what was trained."""
 
 from __future__ import annotations
 
@@ -10,33 +10,56 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel
 
-from recipes.smol_llava.align import AlignSettings
-from recipes.smol_llava.see import TOWER, SeeSettings, normalised, see
+from recipes.smol_llava.drawing import Artist
+from recipes.smol_llava.see import PATCHES, Drawn, Right, SeeSettings, named_loss, see
 from recipes.smol_llava.ship import difference_name, ship, trained_name, unpack
-from recipes.smol_llava.talk import TalkSettings, standardise, talk
+from recipes.smol_llava.slots import GROUND, Lexicon
+from recipes.smol_llava.talk import TalkSettings, seen, talk
+from recipes.smol_llava.tell import KINDS, TOWER, Teller, TellSettings, length_loss, tell, told_loss
 from serving import embedded
 
-SMALL = SeeSettings(steps=2, batch_size=4, workers=0, save_every=1)
+SMALL = {"batch_size": 4, "workers": 0, "save_every": 1}
 
 
 @pytest.fixture(scope="module")
-def seen(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where stage 1 was trained for two steps, cut off after the first."""
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where stages 1 and 1b were trained for two steps each, cut off after the first."""
     out = tmp_path_factory.mktemp("training")
-    see(cache, out, SeeSettings(steps=1, batch_size=4, workers=0, save_every=1))
-    see(cache, out, SMALL)
+    for steps in (1, 2):
+        see(cache, out, SeeSettings(steps=steps, **SMALL))
+    for steps in (1, 2):
+        tell(cache, out, TellSettings(steps=steps, **SMALL))
     return out
 
 
-def test_stage_1_goes_on_from_its_checkpoint(cache: Path, seen: Path) -> None:
-    """A second run with more steps only does the missing ones, and its tower loads as a CLIP vision model."""
-    assert torch.load(seen / "see.pt", weights_only=True)["step"] == 2
-    before = (seen / "see.pt").stat().st_mtime_ns
-    see(cache, seen, SMALL)
-    assert (seen / "see.pt").stat().st_mtime_ns == before
-    assert CLIPVisionModel.from_pretrained(seen / "tower").config.hidden_size == TOWER.hidden_size
+def test_a_stage_goes_on_from_its_checkpoint(cache: Path, trained: Path) -> None:
+    """A run of a stage that is done does nothing, and one that was cut off has done the missing steps only."""
+    for stage in ("see", "tell"):
+        assert torch.load(trained / f"{stage}.pt", weights_only=True)["step"] == 2
+    before = (trained / "see.pt").stat().st_mtime_ns
+    see(cache, trained, SeeSettings(steps=2, **SMALL))
+    assert (trained / "see.pt").stat().st_mtime_ns == before
+
+
+def test_stage_1b_begins_where_stage_1_ended(cache: Path, trained: Path, tmp_path: Path) -> None:
+    """Its first blocks and its names of patches are those of stage 1, and its further blocks change nothing yet."""
+    shutil.copyfile(trained / "see.pt", tmp_path / "see.pt")
+    tell(cache, tmp_path, TellSettings(steps=1, learning_rate=0.0, **SMALL))
+    begun = torch.load(tmp_path / "tell.pt", weights_only=True)["model"]
+    done = torch.load(trained / "see.pt", weights_only=True)["model"]
+    assert all(torch.equal(begun[name], weight) for name, weight in done.items())
+    for block in range(6, TOWER.num_hidden_layers):
+        for name in ("self_attn.out_proj", "mlp.fc2"):
+            assert not begun[f"tower.encoder.layers.{block}.{name}.weight"].any()
+
+
+def test_stage_2_gets_tower_and_projector_by_the_names_they_have_in_the_whole_model(trained: Path) -> None:
+    """Both parts are handed on, and nothing that only training needed."""
+    weights = seen(trained)
+    assert weights["vision_tower.embeddings.class_embedding"].shape == (TOWER.hidden_size,)
+    assert weights["multi_modal_projector.linear_2.weight"].shape[1] == 576
+    assert not any("naming" in name for name in weights)
 
 
 def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
@@ -87,43 +110,86 @@ def test_names_of_the_difference_are_those_of_the_checkpoint() -> None:
     assert trained_name(difference_name(name)) == name
 
 
-def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, seen: Path) -> None:
+def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, trained: Path) -> None:
     """Two steps, cut off after the first, move all three parts; what is shipped of them can be trained further."""
-    (seen / "chats.json").write_text(json.dumps([["Hello!", "Hi there."]] * 2), encoding="utf-8")
+    (trained / "chats.json").write_text(json.dumps([["Hello!", "Hi there."]] * 2), encoding="utf-8")
     common: dict[str, Any] = {
         "tokens": 160, "text_every": 2, "text_rows": 1, "chats": 2, "workers": 0, "save_every": 1, "warmup_steps": 1,
-        "align": AlignSettings(steps=1, batch_size=4),
     }  # fmt: skip
-    talk(cache, seen, TalkSettings(steps=0, **common))
-    shutil.copyfile(embedded.PARTS / "config.json", seen / "config.json")
-    start = torch.load(seen / "talk.pt", weights_only=True)["weights"]
+    shutil.copyfile(embedded.PARTS / "config.json", trained / "config.json")
+    start = seen(trained)
     for steps in (1, 2):
-        talk(cache, seen, TalkSettings(steps=steps, **common))
-    state = torch.load(seen / "talk.pt", weights_only=True)
+        talk(cache, trained, TalkSettings(steps=steps, **common))
+    state = torch.load(trained / "talk.pt", weights_only=True)
     assert state["step"] == 2
-    for part in ("multi_modal_projector", "vision_tower", "lora_B"):
-        moved = [
-            not torch.equal(start[name], tensor) for name, tensor in state["weights"].items() if part in name
-        ]
-        assert any(moved), part
+    weights = {name.removeprefix("base_model.model.model."): one for name, one in state["weights"].items()}
+    for part in ("multi_modal_projector", "vision_tower"):
+        assert any(not torch.equal(start[name], weights[name]) for name in start if part in name), part
+    assert any(one.any() for name, one in weights.items() if "lora_B" in name)
 
-    ship(seen, seen)
-    unpack(seen / "further", seen)
-    (seen / "further" / "chats.json").write_text((seen / "chats.json").read_text(encoding="utf-8"))
-    talk(cache, seen / "further", TalkSettings(steps=0, **common))
-    again = torch.load(seen / "further" / "talk.pt", weights_only=True)["weights"]
+    ship(trained, trained)
+    unpack(trained / "further", trained)
+    again = torch.load(trained / "further" / "talk.pt", weights_only=True)["weights"]
     assert all(
         torch.equal(again[name], tensor.bfloat16().float()) for name, tensor in state["weights"].items()
     )
+    (trained / "further" / "chats.json").write_text((trained / "chats.json").read_text(encoding="utf-8"))
+    talk(cache, trained / "further", TalkSettings(steps=1, **common))
+    assert torch.load(trained / "further" / "talk.pt", weights_only=True)["step"] == 1
 
 
-def test_standardising_changes_the_scale_of_features_and_nothing_else() -> None:
-    """Features have zero mean and unit variance afterwards, and are otherwise those of before."""
+@pytest.fixture(scope="module")
+def teller(processor: Any) -> Teller:
+    """A tower and a projector that point at a few words, untrained."""
     torch.manual_seed(0)
-    tower = CLIPVisionModel(TOWER)
-    pixels = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8)
+    return Teller(torch.randn(49153, 576), Lexicon.of(processor.tokenizer, ["red apple"]))
+
+
+def test_image_tokens_that_are_embeddings_say_their_words(teller: Teller) -> None:
+    """Where image tokens are the embeddings of a caption, the loss is almost nothing and everything counts as right."""
+    wanted = torch.randint(0, len(teller.wanted), (2, PATCHES))
+    image = teller.mean + teller.length * teller.wanted[wanted]
+    right, kinds = Right(KINDS), torch.tensor([0, 0])
+    assert float(told_loss(teller, image, wanted, 0.1, right, kinds)) < 1e-3
+    assert right.counts[0] == pytest.approx([2, 2, 2])
+    assert float(length_loss(teller, image)) < 1e-9
+    assert float(length_loss(teller, 2 * image - teller.mean)) == pytest.approx(1, rel=1e-3)
+    assert float(told_loss(teller, image.flip(1), wanted, 0.1, Right(KINDS), kinds)) > 5
+
+
+def test_a_place_where_nothing_is_said_counts_less(teller: Teller) -> None:
+    """Errors where nothing is said are learned from in a tenth of the cases, at half the weight."""
+    torch.manual_seed(1)
+    wanted, kinds = torch.zeros(40, PATCHES, dtype=torch.long), torch.zeros(40, dtype=torch.long)
+    wanted[:, 0] = 1
+    image = teller.mean + teller.length * teller.wanted[torch.full_like(wanted, 1)]
+    loss = told_loss(teller, image, wanted, 0.1, Right(KINDS), kinds)
+    wrong = told_loss(teller, image, torch.full_like(wanted, 2), 0.1, Right(KINDS), kinds)
+    expected = 0.1 * 35 * 0.5 / (1 + 0.1 * 35 * 0.5)
+    assert float(loss / wrong) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_patch_may_have_any_of_its_words(processor: Any) -> None:
+    """A patch that is given one of two words at even odds costs what that choice must, ln 2, and counts as right."""
+    lexicon = Lexicon.of(processor.tokenizer, ["red apple"])
+    ground, red, apple = (lexicon.say(word)[0] for word in (GROUND, "red", "apple"))
+    naming = torch.nn.Linear(2, len(lexicon.tokens))
     with torch.no_grad():
-        before = tower(normalised(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
-        standardise(tower, pixels)
-        after = tower(normalised(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
-    assert torch.allclose(after, (before - before.mean(0)) / before.std(0).mean(), atol=1e-3)
+        naming.weight.zero_()
+        naming.bias.fill_(-30.0)
+        naming.bias[[red, apple]] = 0.0
+    words = torch.tensor([[[red, apple, -1, -1], [ground, -1, -1, -1]]])
+    right = Right(KINDS)
+    loss = named_loss(naming, torch.zeros(1, 2, 2), words, ground, 0.0, right, torch.tensor([0]))
+    assert float(loss) == pytest.approx(0.6931, abs=1e-3)
+    assert right.counts[0] == pytest.approx([1, 1, 1])
+
+
+def test_a_picture_may_be_shown_several_times(cache: Path, artist: Artist, processor: Any) -> None:
+    """Every third picture is new, the others have been shown before."""
+    concepts = artist.sprites.concepts
+    names = {text for one in concepts for text in (one.name, one.subgroup)}
+    drawn = iter(Drawn(cache, Lexicon.of(processor.tokenizer, names), {"shapes": 1.0}, "seed", shown=3))
+    shown = [next(drawn)[1].numpy().tobytes() for _ in range(30)]
+    assert len(set(shown)) == 10
+    assert len(set(shown[::3])) == 10
