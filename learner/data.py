@@ -13,6 +13,7 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from serving.messages import escape_control_tokens
 from storage.errors import RowsTooLong, UnusableRow
@@ -36,6 +38,20 @@ Step = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFeatures:
+    """What a model's vision tower and projector say about the images of a row."""
+
+    tensors: tuple[Tensor, ...]
+    listed: bool
+    """Whether the model takes a list with a tensor for each image, or one tensor, joined along its first dimension."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One row ready for the model."""
 
@@ -43,6 +59,8 @@ class Example:
     """What the processor made of it; per-token tensors are [1, T]."""
     labels: Tensor
     """The token where loss is taken on predicting it, IGNORED elsewhere: [T]."""
+    images: Callable[[], ImageFeatures] | None = None
+    """Returns the features of its images, in place of their pixels, which are then not among the inputs."""
 
     @property
     def length(self) -> int:
@@ -210,19 +228,30 @@ def _cut(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> tuple[dict[str, Tensor], Tensor]:
+def collate(examples: Sequence[Example], pad_id: int) -> tuple[dict[str, Any], Tensor]:
     """Join examples to model inputs and labels [B, T], padded on the right.
+
+    The inputs are tensors but for features of images, which models take as the output of their own tower.
 
     Tensors of images are joined along their first dimension, which is how LLaVA and Qwen-VL count images; where rows
     differ in the others (SmolVLM counts images in the second), they are filled with zeros, which it reads as no image.
     """
     width = max(example.length for example in examples)
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, Any] = {}
     for name in dict.fromkeys(name for example in examples for name in example.inputs):
         tensors = [_widened(example, name, width, pad_id) for example in examples if name in example.inputs]
         inputs[name] = _joined(tensors)
+    shown = [example.images() for example in examples if example.images is not None]
+    if shown:
+        inputs["mm_encoder_outputs"] = {"image": encoder_output(shown)}
     labels_BT = torch.stack([pad(e.labels, (0, width - e.length), value=IGNORED) for e in examples])
     return inputs, labels_BT
+
+
+def encoder_output(shown: Sequence[ImageFeatures]) -> BaseModelOutputWithPooling:
+    """Return the features of several rows as the model's own vision tower would have returned them for the batch."""
+    tensors = [tensor for features in shown for tensor in features.tensors]
+    return BaseModelOutputWithPooling(pooler_output=tensors if shown[0].listed else torch.cat(tensors))
 
 
 def _widened(example: Example, name: str, width: int, pad_id: int) -> Tensor:

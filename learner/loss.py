@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, send_to_device
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -25,8 +25,8 @@ from learner.data import IGNORED, Example, collate
 class Batch:
     """Examples joined for the model."""
 
-    inputs: dict[str, Tensor]
-    """What the processor made of them; per-token tensors are [B, T]."""
+    inputs: dict[str, Any]
+    """What the processor made of them; per-token tensors are [B, T]. Images are pixels, or features."""
     kept: Tensor
     """Positions after which at least one row has a token of an answer: [K]."""
     targets: Tensor
@@ -36,7 +36,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on this device."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        inputs = send_to_device(self.inputs, device)
         return replace(self, inputs=inputs, kept=self.kept.to(device), targets=self.targets.to(device))
 
 
@@ -58,7 +58,7 @@ def answer_loss(logits_BKV: Tensor, batch: Batch) -> Tensor:
 
 
 def kept_logits(
-    model: nn.Module, inputs: dict[str, Tensor], kept_K: Tensor, weights: Mapping[str, Tensor] | None = None
+    model: nn.Module, inputs: dict[str, Any], kept_K: Tensor, weights: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """Return the logits at these positions [B, K, V], by the base's own `logits_to_keep` where it has one.
 
@@ -66,7 +66,7 @@ def kept_logits(
     """
     base = extract_model_from_parallel(model).get_base_model()
     stand_in = dict(weights or {})
-    asked: dict[str, Any] = {**inputs, "use_cache": False}
+    asked = {**inputs, "use_cache": False}
     if "logits_to_keep" in inspect.signature(base.forward).parameters:
         asked["logits_to_keep"] = kept_K
         kept_BKV: Tensor = functional_call(model, stand_in, kwargs=asked).logits

@@ -56,6 +56,9 @@ class LearnerSettings(Settings):
     """The gradient of a step is scaled down to this norm if it is longer."""
     row_max_tokens: int = Field(default=2048, ge=16)
     """Longest row in tokens, those of its images included; longer rows end the round with an error."""
+    image_features_max_mib: int = Field(default=4096, ge=0)
+    """Memory, in MiB, for what the frozen vision tower makes of the images of a round's rows: computed once, used in
+    every epoch. What does not fit is computed again each time, with the same result. 0 keeps nothing."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the adapter's first weights, of the order of the rows and of dropout."""
     checkpoint_every_steps: int = Field(default=25, ge=1)

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from learner import processes
 from learner.checkpoint import Checkpoints
 from learner.data import Example, ReadImage, Renderer, prepare, steps_of
+from learner.features import ImageEncoder
 from learner.loss import answer_loss, batch_of, kept_logits
 from learner.memory import sample
 from learner.model import attach_adapter, load_base, trainable
@@ -39,6 +40,7 @@ from learner.policies.policy import Policy, Task
 from learner.settings import LearnerSettings
 from storage.errors import TrainingDiverged, TrainingStopped
 from storage.records import Row
+from storage.settings import MEBIBYTE
 
 POLICY_STATE = "policy_state.safetensors"
 """File in a generation's directory with what the next round of its policy must remember, if anything."""
@@ -47,9 +49,9 @@ SHORT_ROW = 256
 per layer for 4 rows of 64 tokens. Beyond it the square of the length costs too much memory."""
 
 LEAVES_WEIGHTS_ALONE = {
-    "checkpoint_every_steps", "cron", "evaluation_concurrency", "evaluation_max_rows", "gate_margin_points",
-    "gate_significance", "group_floor", "group_threshold", "heartbeat_seconds", "lease_seconds", "minimum_rows",
-    "serving_patience_s",
+    "checkpoint_every_steps", "cron", "evaluation_concurrency", "evaluation_max_rows", "gate_interpolations",
+    "gate_margin_points", "gate_significance", "group_floor", "group_threshold", "heartbeat_seconds",
+    "image_features_max_mib", "lease_seconds", "minimum_rows", "serving_patience_s",
 }  # fmt: skip
 """Settings that may change while a round is interrupted; with any other its checkpoint is of no use.
 
@@ -206,12 +208,13 @@ def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device:
         base.set_attn_implementation("eager" if longest <= SHORT_ROW else "sdpa")
     model = attach_adapter(base, job.settings, job.parent_adapter, job.max_rank).eval()
     names, weights = trainable(model)
+    encoder = ImageEncoder(base, job.settings.image_features_max_mib * MEBIBYTE)
     return Task(
         model=model,
         names=names,
         weights=weights,
-        examples=examples,
-        earlier=earlier,
+        examples=encoder.without_pixels(examples),
+        earlier=[encoder.without_pixels(rows) for rows in earlier],
         inherited=inherited_state(job.parent_adapter),
         first=job.first_task,
         settings=job.settings,
