@@ -15,7 +15,9 @@ Shape suffix: _N, one entry per tensor of the adapter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -46,6 +48,27 @@ RULES = {
     # eq. 12 as printed
     "paper": Rule(side="old", scale=1.0, fallback=0.99, hessian="quotient", norm="sum"),
 }
+
+
+CACHED_ENTRIES = 2**17
+"""Entries that are gone through together on a CPU: half a megabyte of each of the tensors involved, so that what is
+computed on the way is still in the cache when it is used. All at once took three times as long (20 MB per tensor)."""
+
+
+def parts(tensors: Sequence[Tensor]) -> list[slice]:
+    """Cut a list of tensors into runs that are gone through one after the other; on a GPU there is one run of all.
+
+    A GPU waits for nothing else than memory, and each further run would cost it a launch of every kernel.
+    """
+    if tensors[0].device.type != "cpu":
+        return [slice(len(tensors))]
+    starts, entries = [0], 0
+    for index, tensor in enumerate(tensors):
+        if entries > 0 and entries + tensor.numel() > CACHED_ENTRIES:
+            starts.append(index)
+            entries = 0
+        entries += tensor.numel()
+    return [slice(start, end) for start, end in pairwise([*starts, len(tensors)])]
 
 
 def l1_norms(tensors: list[Tensor], norm: Literal["sum", "mean"]) -> Tensor:

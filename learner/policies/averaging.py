@@ -31,6 +31,7 @@ class Averaging(Policy):
         self.groups = groups_of(task.names)
         self.begin = copies(task.weights)
         self.average = copies(task.weights)
+        self.parts = llaca.parts(self.begin)
         self.steps = 0
 
     def old_weights(self) -> tuple[Tensor, Tensor]:
@@ -53,8 +54,12 @@ class Averaging(Policy):
     @torch.no_grad()
     def kept(self) -> dict[str, float | None]:
         """Return how much of the displacement the average keeps, per group and for `all`; None where nothing moved."""
-        found = llaca.displacements(self.begin, self.average, list(self.task.weights))
-        dots, squares = torch.stack(found).tolist()
+        weights: list[Tensor] = list(self.task.weights)
+        found = [
+            torch.stack(llaca.displacements(self.begin[part], self.average[part], weights[part]))
+            for part in self.parts
+        ]
+        dots, squares = torch.cat(found, dim=1).tolist()
         return {
             group: _ratio(sum(dots[i] for i in members), sum(squares[i] for i in members))
             for group, members in self.groups.items()

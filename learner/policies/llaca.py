@@ -33,23 +33,37 @@ class Llaca(Averaging):
 
     def old_weights(self) -> tuple[Tensor, Tensor]:
         """Measure the norms of eq. 12 and apply the rule."""
-        weights: list[Tensor] = list(self.task.weights)
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        torch._foreach_sub_(self.previous_gradients, gradients)
-        change_N = llaca.l1_norms(self.previous_gradients, self.rule.norm)
-        torch._foreach_copy_(self.previous_gradients, gradients)
+        norms_PN = [torch.stack(self._norms(part)) for part in self.parts]
+        distance_N, gradient_N, change_N, step_N = torch.cat(norms_PN, dim=1)
         beta_N, fallback_N = llaca.old_weights(
             self.rule,
-            distance=llaca.distances(weights, self.average, self.rule.norm),
-            gradient=llaca.l1_norms(gradients, self.rule.norm),
+            distance=distance_N,
+            gradient=gradient_N,
             change=change_N if self.steps > 0 else torch.zeros_like(change_N),
             step=self.last_step,
         )
-        if self.rule.hessian == "quotient":
-            # The next gradient is taken at the weights of now, this one was taken at those before the step.
-            self.last_step = llaca.distances(weights, self.points, self.rule.norm)
-            torch._foreach_copy_(self.points, weights)
+        # The next gradient is taken at the weights of now, this one was taken at those before the step.
+        self.last_step = step_N
         return beta_N, fallback_N
+
+    def _norms(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return |θ - θ*|, |g|, |g - g before| and, if the rule divides by it, |θ - θ before| of these tensors.
+
+        The gradients and weights of now are kept for the next step.
+        """
+        norm, previous = self.rule.norm, self.previous_gradients[part]
+        weights: list[Tensor] = list(self.task.weights[part])
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_sub_(previous, gradients)
+        change = llaca.l1_norms(previous, norm)
+        torch._foreach_copy_(previous, gradients)
+        gradient = llaca.l1_norms(gradients, norm)
+        distance = llaca.distances(weights, self.average[part], norm)
+        step = torch.zeros_like(distance)
+        if self.rule.hessian == "quotient":
+            step = llaca.distances(weights, self.points[part], norm)
+            torch._foreach_copy_(self.points[part], weights)
+        return distance, gradient, change, step
 
     def state(self) -> dict[str, Tensor]:
         """Add the previous gradient, and the point and length of the previous step."""

@@ -116,6 +116,35 @@ def test_every_reading_of_the_rule_equals_a_float64_reference(rule: Rule) -> Non
     assert not all(fell_back)
 
 
+@pytest.mark.parametrize("together", [1, 30, 10**9])
+@pytest.mark.parametrize("rule", [RULES["official"], RULES["paper"]], ids=["official", "paper"])
+def test_how_many_tensors_are_gone_through_together_changes_nothing(
+    rule: Rule, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, in runs of a few or all at once: β, average, kept displacement and state have the same bits."""
+    points, gradients = history(0.3, seed=4)
+
+    def told(entries: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        monkeypatch.setattr(llaca, "CACHED_ENTRIES", entries)
+        policy = started(rule, points)
+        shown = [take_step(policy, new, g) for new, g in zip(points[1:], gradients, strict=True)]
+        return shown, policy.state()
+
+    wanted, found = told(20), told(together)
+    assert found[0] == wanted[0]
+    assert found[1].keys() == wanted[1].keys()
+    assert all(torch.equal(tensor, wanted[1][name]) for name, tensor in found[1].items())
+
+
+def test_runs_cover_every_tensor_once_and_fit_the_cache() -> None:
+    """A tensor larger than the cache is gone through alone; on a device other than the CPU all go together."""
+    sizes = [3, 3, 5, 20, 1, llaca.CACHED_ENTRIES + 1, 2, llaca.CACHED_ENTRIES, 1]
+    tensors = [torch.zeros(size) for size in sizes]
+    runs = [sizes[part] for part in llaca.parts(tensors)]
+    assert runs == [sizes[:5], [sizes[5]], [2], [sizes[7]], [1]]
+    assert llaca.parts([tensor.to("meta") for tensor in tensors]) == [slice(len(tensors))]
+
+
 @given(
     distance=st.floats(1e-6, 1e6),
     gradient=st.floats(0, 1e6),
