@@ -62,8 +62,8 @@ class TalkSettings:
     save_every: int = 100
 
 
-def build(vision: dict[str, Tensor]) -> tuple[PeftModel, LlavaProcessor]:
-    """Put the weights of tower and projector and SmolLM2 with a difference of zero together; only SmolLM2 is bf16."""
+def build() -> tuple[PeftModel, LlavaProcessor]:
+    """Put a new tower and projector and SmolLM2 with a difference of zero together; only SmolLM2 is bf16."""
     gguf = find_gguf()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     unwritten = tokenizer.convert_tokens_to_ids(UNWRITTEN_TOKEN)
@@ -76,7 +76,6 @@ def build(vision: dict[str, Tensor]) -> tuple[PeftModel, LlavaProcessor]:
         for name, tensor in language_tensors(gguf, unwritten).items()
     }
     model.model.language_model.load_state_dict(language)
-    model.model.load_state_dict(vision, strict=False)
     model.tie_weights()
     model.requires_grad_(requires_grad=False)
     model.model.language_model.to(torch.bfloat16)
@@ -90,24 +89,25 @@ def build(vision: dict[str, Tensor]) -> tuple[PeftModel, LlavaProcessor]:
     return adapted, processor(tokenizer)
 
 
-def seen(out: Path) -> dict[str, Tensor]:
-    """Return tower and projector as stage 1 left them, under the names they have in the whole model."""
-    state = torch.load(out / "tell.pt", weights_only=True, map_location="cpu")["model"]
-    parts = {"tower.": "vision_tower.", "projector.": "multi_modal_projector."}
-    return {
-        new + name.removeprefix(old): tensor
-        for name, tensor in state.items()
-        for old, new in parts.items()
-        if name.startswith(old)
-    }
+def begin(model: PeftModel, out: Path) -> None:
+    """Give the model tower and projector as stage 1b left them."""
+    told = torch.load(out / "tell.pt", weights_only=True, map_location="cpu")["model"]
+    inner = model.get_base_model().model
+    for prefix, part in (("tower.", inner.vision_tower), ("projector.", inner.multi_modal_projector)):
+        part.load_state_dict(
+            {name.removeprefix(prefix): one for name, one in told.items() if name.startswith(prefix)}
+        )
 
 
 def talk(cache: Path, out: Path, settings: TalkSettings) -> None:
     """Train to the last step, from `out`'s checkpoint on if there is one."""
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # A checkpoint of stage 2, which unpacked parts are too, has tower and projector itself.
-    model, made = build({} if (out / "talk.pt").exists() else seen(out))
+    model, made = build()
+    if not (
+        out / "talk.pt"
+    ).exists():  # a checkpoint of stage 2, which unpacked parts are too, has both itself
+        begin(model, out)
     model.to(device)
     writer = Writer(made, PATCHES)
     texts = [

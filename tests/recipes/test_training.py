@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes.smol_llava.drawing import Artist
-from recipes.smol_llava.see import PATCHES, Drawn, Right, SeeSettings, named_loss, see
+from recipes.smol_llava.see import PATCHES, Drawn, Namer, Right, SeeSettings, halves, named_loss, see
 from recipes.smol_llava.ship import difference_name, ship, trained_name, unpack
 from recipes.smol_llava.slots import GROUND, Lexicon
-from recipes.smol_llava.talk import TalkSettings, seen, talk
+from recipes.smol_llava.talk import TalkSettings, begin, build, talk
 from recipes.smol_llava.tell import KINDS, TOWER, Teller, TellSettings, length_loss, tell, told_loss
 from serving import embedded
 
@@ -54,12 +54,16 @@ def test_stage_1b_begins_where_stage_1_ended(cache: Path, trained: Path, tmp_pat
             assert not begun[f"tower.encoder.layers.{block}.{name}.weight"].any()
 
 
-def test_stage_2_gets_tower_and_projector_by_the_names_they_have_in_the_whole_model(trained: Path) -> None:
-    """Both parts are handed on, and nothing that only training needed."""
-    weights = seen(trained)
-    assert weights["vision_tower.embeddings.class_embedding"].shape == (TOWER.hidden_size,)
-    assert weights["multi_modal_projector.linear_2.weight"].shape[1] == 576
-    assert not any("naming" in name for name in weights)
+def test_stage_2_begins_with_tower_and_projector_of_stage_1b(trained: Path) -> None:
+    """Both parts are handed on whole."""
+    model, _ = build()
+    begin(model, trained)
+    inner = model.get_base_model().model
+    told = torch.load(trained / "tell.pt", weights_only=True)["model"]
+    assert torch.equal(
+        inner.vision_tower.embeddings.class_embedding, told["tower.embeddings.class_embedding"]
+    )
+    assert torch.equal(inner.multi_modal_projector.linear_2.bias, told["projector.linear_2.bias"])
 
 
 def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
@@ -117,14 +121,19 @@ def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, trained: Path) 
         "tokens": 160, "text_every": 2, "text_rows": 1, "chats": 2, "workers": 0, "save_every": 1, "warmup_steps": 1,
     }  # fmt: skip
     shutil.copyfile(embedded.PARTS / "config.json", trained / "config.json")
-    start = seen(trained)
+    start = torch.load(trained / "tell.pt", weights_only=True)["model"]
     for steps in (1, 2):
         talk(cache, trained, TalkSettings(steps=steps, **common))
     state = torch.load(trained / "talk.pt", weights_only=True)
     assert state["step"] == 2
     weights = {name.removeprefix("base_model.model.model."): one for name, one in state["weights"].items()}
-    for part in ("multi_modal_projector", "vision_tower"):
-        assert any(not torch.equal(start[name], weights[name]) for name in start if part in name), part
+    for old, new in (("projector.", "multi_modal_projector."), ("tower.", "vision_tower.")):
+        moved = [
+            not torch.equal(tensor, weights[new + name.removeprefix(old)])
+            for name, tensor in start.items()
+            if name.startswith(old)
+        ]
+        assert any(moved), new
     assert any(one.any() for name, one in weights.items() if "lora_B" in name)
 
     ship(trained, trained)
@@ -181,7 +190,7 @@ def test_a_patch_may_have_any_of_its_words(processor: Any) -> None:
     words = torch.tensor([[[red, apple, -1, -1], [ground, -1, -1, -1]]])
     right = Right(KINDS)
     loss = named_loss(naming, torch.zeros(1, 2, 2), words, ground, 0.0, right, torch.tensor([0]))
-    assert float(loss) == pytest.approx(0.6931, abs=1e-3)
+    assert loss.item() == pytest.approx(0.6931, abs=1e-3)
     assert right.counts[0] == pytest.approx([1, 1, 1])
 
 
@@ -193,3 +202,24 @@ def test_a_picture_may_be_shown_several_times(cache: Path, artist: Artist, proce
     shown = [next(drawn)[1].numpy().tobytes() for _ in range(30)]
     assert len(set(shown)) == 10
     assert len(set(shown[::3])) == 10
+
+
+def test_a_new_tower_looks_at_what_is_near() -> None:
+    """Before any training, a patch attends to itself and to its neighbour more than to the far corner."""
+    torch.manual_seed(0)
+    tower = Namer(3).tower
+    pixels = torch.zeros(1, 3, 96, 96)
+    attention = tower(pixels, output_attentions=True).attentions[0].mean(1)[0, 1:, 1:]
+    for patch, neighbour, far in ((0, 1, 35), (14, 15, 35), (35, 29, 0)):
+        assert attention[patch, patch] > attention[patch, far]
+        assert attention[patch, neighbour] > attention[patch, far]
+
+
+def test_a_product_is_halved() -> None:
+    """Both halves together are the product when the rank is full, and its best approximation when not."""
+    product = torch.randn(8, 8, dtype=torch.float64)
+    left, right = halves(product, 8)
+    assert torch.allclose(left @ right.T, product)
+    left, right = halves(product, 3)
+    sizes = torch.linalg.svdvals(product)
+    assert float((left @ right.T - product).norm()) == pytest.approx(float(sizes[3:].norm()))
