@@ -309,12 +309,12 @@ def test_real_point_is_an_adapter_like_any_other(
     way = {"interpolation": {"share": 0.5, "sha256": candidate.name}}
     directory = export(adapter, tmp_path / "out", way)
     verify(directory, directory.name)
-    ends = [load_file(end / "adapter_model.safetensors") for end in (parent, candidate)]
-    wanted = between(*ends, 0.5)
+    old, new = (load_file(end / "adapter_model.safetensors") for end in (parent, candidate))
+    wanted = between(old, new, 0.5)
     assert 0 < apart < 0.5
     assert apart == wanted.apart
     found = load_file(directory / "adapter_model.safetensors")
-    assert found.keys() == ends[1].keys()
+    assert found.keys() == new.keys()
     assert all(torch.equal(tensor, wanted.weights[name]) for name, tensor in found.items())
     assert (directory / "policy_state.safetensors").read_bytes() == (
         candidate / "policy_state.safetensors"

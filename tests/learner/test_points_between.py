@@ -25,8 +25,8 @@ def adapter(seed: int, rank: int = RANK, near: dict[str, Tensor] | None = None) 
 
 def product(adapter: dict[str, Tensor], layer: str) -> np.ndarray:
     """Return what an adapter adds to a layer, in float64."""
-    a, b = (adapter[f"{layer}.lora_{side}.weight"].double().numpy() for side in "AB")
-    return b @ a
+    a, b = (adapter[f"{layer}.lora_{side}.weight"].double() for side in "AB")
+    return (b @ a).numpy()
 
 
 def line(old: dict[str, Tensor], new: dict[str, Tensor], share: float, layer: str) -> np.ndarray:
