@@ -3,7 +3,8 @@
     fetch      download emoji, their names and fonts, and render them
     see        stage 1: train the vision tower
     tell       stage 1b: train tower and projector to tell what a picture shows
-    unpack     go on in stage 2 from recipes/smol_llava/checkpoint
+    pack       write what the last stage has reached to recipes/smol_llava/checkpoint
+    unpack     go on from what was packed there
     talk       stage 2: train projector, tower and the language model's difference
     ship       pack the result into serving/embedded
     evaluate   print the table of abilities of the model that is in serving/embedded
@@ -24,10 +25,12 @@ from recipes.smol_llava import digits, sources, sprites
 from recipes.smol_llava.chats import smollm2
 from recipes.smol_llava.evaluate import evaluate, kept
 from recipes.smol_llava.see import SeeSettings, see
-from recipes.smol_llava.ship import ship, unpack
+from recipes.smol_llava.ship import pack, ship, unpack
 from recipes.smol_llava.talk import TalkSettings, talk
 from recipes.smol_llava.tell import TellSettings, tell
 from serving import embedded
+
+PACKED = Path(__file__).with_name("checkpoint")
 
 
 def report(work: Path, questions: int) -> None:
@@ -59,7 +62,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", choices=("fetch", "see", "tell", "unpack", "talk", "ship", "evaluate", "all"))
+    parser.add_argument(
+        "step", choices=("fetch", "see", "tell", "pack", "unpack", "talk", "ship", "evaluate", "all")
+    )
     parser.add_argument(
         "--work", type=Path, required=True, help="directory for downloads, checkpoints and models"
     )
@@ -77,8 +82,11 @@ def main() -> None:
         see(cache, out, SeeSettings(steps=given.see_steps, workers=given.workers))
     if given.step in ("tell", "all"):
         tell(cache, out, TellSettings(steps=given.tell_steps, workers=given.workers))
+    if given.step == "pack":
+        reached = [stage for stage in ("see", "tell", "talk") if (out / f"{stage}.pt").exists()]
+        pack(out, reached[-1], PACKED)
     if given.step == "unpack":
-        unpack(out, Path(__file__).with_name("checkpoint"))
+        unpack(out, PACKED)
     if given.step in ("talk", "all"):
         talk(cache, out, TalkSettings(steps=given.talk_steps, workers=given.workers))
     if given.step in ("ship", "all"):

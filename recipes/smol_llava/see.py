@@ -320,7 +320,8 @@ def resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    if state["optimizers"] is not None:  # what was packed and unpacked comes without
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     step: int = state["step"]
     return step

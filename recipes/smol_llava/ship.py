@@ -1,4 +1,4 @@
-"""Packs what training ended with into the files that this repository ships, in bfloat16; and unpacks them again."""
+"""Packs what training has reached into files for this repository, in bfloat16: what it ships, or a stage cut off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VISION = "base_model.model.model."
 
 def ship(out: Path, parts: Path = PARTS) -> None:
     """Write tower, projector and the language model's difference from `out`'s checkpoint to `parts`, with hashes."""
-    weights: dict[str, Tensor] = torch.load(out / "talk.pt", weights_only=True, map_location="cpu")["weights"]
+    weights: dict[str, Tensor] = torch.load(out / "talk.pt", weights_only=True, map_location="cpu")["model"]
     vision = {
         name.removeprefix(_VISION): small(tensor) for name, tensor in weights.items() if "lora_" not in name
     }
@@ -33,19 +33,19 @@ def ship(out: Path, parts: Path = PARTS) -> None:
     (parts / "parts.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
-def unpack(out: Path, parts: Path) -> None:
-    """Write packed parts as the beginning of stage 2 to `out`, so that training goes on from there."""
-    vision, language = load_file(parts / VISION), load_file(parts / LANGUAGE)
-    weights = {f"{_VISION}{name}": tensor.float() for name, tensor in vision.items()}
-    weights |= {trained_name(name): tensor.float() for name, tensor in language.items()}
+def pack(out: Path, stage: str, directory: Path) -> None:
+    """Write the weights of a stage's checkpoint in `out` to `directory`, small enough for a repository."""
+    weights = torch.load(out / f"{stage}.pt", weights_only=True, map_location="cpu")["model"]
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: small(one) for name, one in weights.items()}, directory / f"{stage}.safetensors")
+
+
+def unpack(out: Path, directory: Path) -> None:
+    """Write all stages packed in `directory` to `out`, as checkpoints from which training begins at its first step."""
     out.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": 0, "weights": weights, "optimizer": None}, out / "talk.pt")
-
-
-def trained_name(name: str) -> str:
-    """Return PEFT's name for one of the difference: the inverse of `difference_name`."""
-    module, _, side = name.removeprefix("model.").rpartition(".")
-    return f"{_VISION}language_model.{module}.lora_{side}.default.weight"
+    for path in directory.glob("*.safetensors"):
+        weights = {name: one.float() for name, one in load_file(path).items()}
+        torch.save({"step": 0, "model": weights, "optimizers": None}, out / f"{path.stem}.pt")
 
 
 def small(tensor: Tensor) -> Tensor:

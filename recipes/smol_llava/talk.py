@@ -104,9 +104,7 @@ def talk(cache: Path, out: Path, settings: TalkSettings) -> None:
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, made = build()
-    if not (
-        out / "talk.pt"
-    ).exists():  # a checkpoint of stage 2, which unpacked parts are too, has both itself
+    if not (out / "talk.pt").exists():
         begin(model, out)
     model.to(device)
     writer = Writer(made, PATCHES)
@@ -155,8 +153,11 @@ def conversations(
 ) -> Iterator[dict[str, Tensor]]:
     """Return endless batches about pictures, others than before this step."""
     dataset = Conversations(cache, writer, settings.tokens, f"talk/{settings.seed}/{step}")
-    workers = {"num_workers": settings.workers, "prefetch_factor": 8} if settings.workers else {}
-    return iter(DataLoader(dataset, None, **workers))
+    return iter(
+        DataLoader(
+            dataset, None, num_workers=settings.workers, prefetch_factor=8 if settings.workers else None
+        )
+    )
 
 
 def picture_loss(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
@@ -199,11 +200,10 @@ def trained(model: PeftModel) -> dict[str, list[nn.Parameter]]:
 
 
 def save(path: Path, step: int, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint of what is trained, whole or not at all."""
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    torch.save(
-        {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, path.with_suffix(".writing")
-    )
+    state = {"step": step, "model": weights, "optimizers": [optimizer.state_dict()]}
+    torch.save(state, path.with_suffix(".writing"))
     path.with_suffix(".writing").replace(path)
 
 
@@ -212,9 +212,9 @@ def resume(path: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> in
     if not path.exists():
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=model.device)
-    model.load_state_dict(state["weights"], strict=False)
-    if state["optimizer"] is not None:  # packed parts come without
-        optimizer.load_state_dict(state["optimizer"])
+    model.load_state_dict(state["model"], strict=False)
+    if state["optimizers"] is not None:  # what was packed and unpacked comes without
+        optimizer.load_state_dict(state["optimizers"][0])
     step: int = state["step"]
     return step
 

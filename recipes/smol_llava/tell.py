@@ -117,7 +117,7 @@ def tell(cache: Path, out: Path, settings: TellSettings) -> None:
     teller = Teller(embedding_VD, lexicon).to(device)
     optimizers = optimizers_of(teller, settings.weight_decay)
     done = resume(out / "tell.pt", teller, optimizers)
-    if not done:
+    if not (out / "tell.pt").exists():
         begin(teller, torch.load(out / "see.pt", weights_only=True, map_location=device)["model"])
     drawn = Drawn(cache, lexicon, KINDS, f"tell/{settings.seed}/{done}")
     batches = itertools.islice(drawn.batches(settings.batch_size, settings.workers), settings.steps - done)
@@ -170,4 +170,5 @@ def told_loss(
 
 def length_loss(teller: Teller, image_BND: Tensor) -> Tensor:
     """Return how far image tokens are from being as long as embeddings of words, both around the latter's mean."""
-    return ((image_BND.float() - teller.mean).norm(dim=-1) / teller.length - 1).square().mean()
+    away: Tensor = (image_BND.float() - teller.mean).norm(dim=-1) / teller.length - 1
+    return away.square().mean()
