@@ -50,10 +50,9 @@ RULES = {
 }
 
 
-CACHED_ENTRIES = 2**17
-"""Entries that are gone through together on a CPU: half a megabyte of weights, of gradients and so on, so that what is
-computed on the way is still in the cache when it is used. All 4.9 million of an adapter at once took three times as
-long."""
+CACHED_ENTRIES = 2**18
+"""Entries that are gone through together on a CPU: a megabyte of weights, of gradients and so on, so that all of it is
+still in the cache when it is used again: 14 ms for 4.9 million entries on one thread, and 46 ms all at once."""
 
 
 def parts(tensors: Sequence[Tensor]) -> list[slice]:
@@ -75,15 +74,21 @@ def parts(tensors: Sequence[Tensor]) -> list[slice]:
 def l1_norms(tensors: list[Tensor], norm: Literal["sum", "mean"]) -> Tensor:
     """Return the L1 norm of each tensor as float64 [N], on the tensors' device and without waiting for it."""
     # Not _foreach_norm: on a CPU it adds up one by one, and a million elements end 6e-5 off.
-    sums_N = torch.stack([torch.sum(sizes) for sizes in torch._foreach_abs(tensors)]).double()
-    if norm == "sum":
-        return sums_N
-    return sums_N / torch.tensor([tensor.numel() for tensor in tensors], device=sums_N.device)
+    return _sums(torch._foreach_abs(tensors), norm)
 
 
 def distances(left: list[Tensor], right: list[Tensor], norm: Literal["sum", "mean"]) -> Tensor:
     """Return the L1 distance of each pair of tensors as float64 [N]."""
-    return l1_norms(list(torch._foreach_sub(left, right)), norm)
+    differences = list(torch._foreach_sub(left, right))
+    torch._foreach_abs_(differences)
+    return _sums(differences, norm)
+
+
+def _sums(tensors: Sequence[Tensor], norm: Literal["sum", "mean"]) -> Tensor:
+    sums_N = torch.stack([torch.sum(tensor) for tensor in tensors]).double()
+    if norm == "sum":
+        return sums_N
+    return sums_N / torch.tensor([tensor.numel() for tensor in tensors], device=sums_N.device)
 
 
 def old_weights(

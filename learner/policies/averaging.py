@@ -34,17 +34,23 @@ class Averaging(Policy):
         self.parts = llaca.parts(self.begin)
         self.steps = 0
 
-    def old_weights(self) -> tuple[Tensor, Tensor]:
-        """Return this step's β of each tensor, and where it is a fallback; both [N]."""
+    def old_weights(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return this step's β of each of these tensors, and where it is a fallback; both [N]."""
         raise NotImplementedError
 
     @torch.no_grad()
     def after_step(self) -> dict[str, Any]:
         """Move the average, and tell by how much."""
-        beta_N, fallback_N = self.old_weights()
-        # The only wait for the device in this step: both vectors in one copy.
-        beta, fallback = torch.stack([beta_N, fallback_N.double()]).tolist()
-        llaca.move_average(self.average, list(self.task.weights), beta)
+        weights: list[Tensor] = list(self.task.weights)
+        beta: list[float] = []
+        fallback: list[float] = []
+        for part in self.parts:
+            beta_N, fallback_N = self.old_weights(part)
+            # The only wait for a GPU in this step, which has one part: both vectors in one copy.
+            old, fell_back = torch.stack([beta_N, fallback_N.double()]).tolist()
+            llaca.move_average(self.average[part], weights[part], old)
+            beta += old
+            fallback += fell_back
         self.steps += 1
         values: dict[str, Any] = {"beta": summaries(self.groups, beta, fallback)}
         if self.steps == 1 or self.steps % KEPT_EVERY_STEPS == 0:

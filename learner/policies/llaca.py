@@ -31,39 +31,25 @@ class Llaca(Averaging):
         self.points = copies(task.weights) if self.rule.hessian == "quotient" else []
         self.last_step = torch.zeros(len(task.weights), dtype=torch.float64, device=task.device)
 
-    def old_weights(self) -> tuple[Tensor, Tensor]:
-        """Measure the norms of eq. 12 and apply the rule."""
-        norms_PN = [torch.stack(self._norms(part)) for part in self.parts]
-        distance_N, gradient_N, change_N, step_N = torch.cat(norms_PN, dim=1)
-        beta_N, fallback_N = llaca.old_weights(
-            self.rule,
-            distance=distance_N,
-            gradient=gradient_N,
-            change=change_N if self.steps > 0 else torch.zeros_like(change_N),
-            step=self.last_step,
-        )
-        # The next gradient is taken at the weights of now, this one was taken at those before the step.
-        self.last_step = step_N
-        return beta_N, fallback_N
-
-    def _norms(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return |θ - θ*|, |g|, |g - g before| and, if the rule divides by it, |θ - θ before| of these tensors.
-
-        The gradients and weights of now are kept for the next step.
-        """
+    def old_weights(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Measure the norms of eq. 12 and apply the rule; keep the gradients for the next step."""
         norm, previous = self.rule.norm, self.previous_gradients[part]
         weights: list[Tensor] = list(self.task.weights[part])
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        torch._foreach_sub_(previous, gradients)
-        change = llaca.l1_norms(previous, norm)
+        change_N = llaca.distances(gradients, previous, norm)
         torch._foreach_copy_(previous, gradients)
-        gradient = llaca.l1_norms(gradients, norm)
-        distance = llaca.distances(weights, self.average[part], norm)
-        step = torch.zeros_like(distance)
+        beta_N, fallback_N = llaca.old_weights(
+            self.rule,
+            distance=llaca.distances(weights, self.average[part], norm),
+            gradient=llaca.l1_norms(gradients, norm),
+            change=change_N if self.steps > 0 else torch.zeros_like(change_N),
+            step=self.last_step[part],
+        )
         if self.rule.hessian == "quotient":
-            step = llaca.distances(weights, self.points[part], norm)
+            # The next gradient is taken at the weights of now, this one was taken at those before the step.
+            self.last_step[part] = llaca.distances(weights, self.points[part], norm)
             torch._foreach_copy_(self.points[part], weights)
-        return distance, gradient, change, step
+        return beta_N, fallback_N
 
     def state(self) -> dict[str, Tensor]:
         """Add the previous gradient, and the point and length of the previous step."""
