@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from storage.records import Conversation, Part, Role, User, image_part, text_part
 from storage.settings import StorageSettings
 from storage.store import Store
+
+# How long an example takes depends on what else the machine does, and says nothing about the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_tasks_add_up(bases: dict[str, Path]) -> None:
 
 
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31), gain=st.floats(1e-3, 10))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_curvature_scales_with_the_loss(scale: float, seed: int, gain: float) -> None:
     """A loss in other units scales H by as much, so what it is weighed against, and the balance, stay as they are.
 
@@ -114,7 +114,7 @@ def test_curvature_scales_with_the_loss(scale: float, seed: int, gain: float) ->
 
 
 @given(times=st.integers(1, 1000), seed=st.integers(0, 2**31))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_batch_size_cancels(times: int, seed: int) -> None:
     """Information measured on means of batches is smaller by their size, and gives the same H."""
     information, moved = made_up(seed)

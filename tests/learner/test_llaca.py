@@ -151,7 +151,7 @@ def test_runs_cover_every_tensor_once_and_fit_the_cache() -> None:
     change=st.floats(1e-6, 1e6),
     step=st.floats(1e-6, 1e6),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @pytest.mark.parametrize("name", RULES)
 def test_beta_is_always_a_weight(
     name: str, distance: float, gradient: float, change: float, step: float
@@ -164,7 +164,7 @@ def test_beta_is_always_a_weight(
 
 
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_average_stays_within_the_weights_seen(scale: float, seed: int) -> None:
     """The average is a mean of the weights so far: no entry leaves their range, whatever the gradients are."""
     points, gradients = history(scale, seed)
