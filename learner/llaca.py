@@ -52,7 +52,7 @@ RULES = {
 
 CACHED_ENTRIES = 2**18
 """Entries that are gone through together on a CPU: a megabyte of weights, of gradients and so on, so that all of it is
-still in the cache when it is used again: 14 ms for 4.9 million entries on one thread, and 46 ms all at once."""
+still in the cache when it is used again."""
 
 
 def parts(tensors: Sequence[Tensor]) -> list[slice]:

@@ -17,6 +17,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ class RoundStory:
         published = self.store.generations.of_round(self.round.id)
         if published is not None:
             return published
-        plan = self._plan()
+        plan = self.plan
         job = self._job(base, plan)
         try:
             trained = train(job, self._report, self.lease.should_stop)
@@ -193,12 +194,13 @@ class RoundStory:
             self.round.id,
             self.lease.token,
             "interpolation",
-            f"next is the point at {share:.0%} of the way from {generation_name(self.champion)} to {trained.name}",
+            f"next is the point at {share:.0%} of the way from {generation_name(trained.origin)} to {trained.name}",
         )
-        base, plan = resolve(self.serving, self.store.data_dir), self._plan()
-        adapter, apart = point_of(self._job(base, plan), trained.directory, share)
+        base = resolve(self.serving, self.store.data_dir)
+        adapter, apart = point_of(self._job(base, self.plan), trained.directory, share)
         origin = {"generation": trained.number, "sha256": trained.sha256, "share": share, "apart": apart}
-        return self._publish(adapter, self._manifest(base, plan) | {"interpolation": origin}, plan, share)
+        manifest = self._manifest(base, self.plan) | {"interpolation": origin}
+        return self._publish(adapter, manifest, self.plan, share)
 
     def _put_to_test(self, candidate: Generation) -> None:
         self.store.generations.put_to_test(candidate.number, round_id=self.round.id, lease=self.lease.token)
@@ -271,8 +273,9 @@ class RoundStory:
         log.info("round", round=self.round.id, state=str(state))
         self.store.rounds.advance(self.round.id, self.lease.token, state, message)
 
-    def _plan(self) -> Plan:
-        """Decide what is trained, and leave the datasets of other groups to a later round; twice is as once."""
+    @cached_property
+    def plan(self) -> Plan:
+        """What is trained; datasets of other groups are left to a later round, in a second attempt too."""
         plan = plan_round(
             self.store,
             self.champion,

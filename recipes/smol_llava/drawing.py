@@ -14,14 +14,13 @@ from recipes.smol_llava.scenes import SIDE, Scene, Thing, reading_order
 from recipes.smol_llava.shapes import COLORS, SHAPES, ZOOM, Color, draw_shape
 from recipes.smol_llava.sources import faces
 from recipes.smol_llava.sprites import Sprites, load
-from recipes.smol_llava.words import WORDS
+from recipes.smol_llava.words import CHARACTERS, WORDS
 
 KINDS = {
     "emoji": 0.36, "emojis": 0.10, "shapes": 0.22, "text": 0.20, "chart": 0.03, "clock": 0.02, "board": 0.02,
     "arrow": 0.01, "nothing": 0.04,
 }  # fmt: skip
 """How often each kind of picture is drawn."""
-CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _NO_LETTERS = ("ornament", "symbol", "dingbat", "d050000l", "math", "initial", "it_wasn", "condensed")
 """Parts of the names of files that draw no plain letters, or too narrow ones."""
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recipes.smol_llava.scenes import SIDE, Scene, Thing
 from recipes.smol_llava.shapes import COLORS, SHAPES
+from recipes.smol_llava.words import CHARACTERS
 
 EMPTY, GROUND, UNKNOWN = ".", "background", "unknown"
 LEVELS = 9
@@ -105,7 +106,7 @@ class Lexicon:
         """Collect the tokens of all that can be said, when these are the names of emoji and of their subgroups."""
         spoken = [
             EMPTY, GROUND, UNKNOWN, "emoji", "emojis", "shapes", "text", "chart", "board", "clock", "arrow", "nothing",
-            *COLORS, *SHAPES, *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-",
+            *COLORS, *SHAPES, *CHARACTERS, "-",
             "half past 3", "o'clock", "up", "down", "left", "right", "top", "bottom", "center", "nought", "bar",
             *map(str, range(13)),
         ]  # fmt: skip

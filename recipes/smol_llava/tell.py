@@ -28,6 +28,7 @@ from recipes.smol_llava.see import TOWER as SEEN
 from recipes.smol_llava.see import (
     Drawn,
     Right,
+    SeeSettings,
     named_loss,
     normalised,
     optimizers_of,
@@ -53,21 +54,13 @@ SHARPNESS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellSettings:
-    """How stage 1b is trained."""
+class TellSettings(SeeSettings):
+    """How stage 1b is trained, where it differs from stage 1."""
 
     steps: int = 2300
-    batch_size: int = 192
     learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
-    empty: float = 0.1
-    """Share of the places where nothing is said, and of the patches that show nothing, which are learned from."""
     naming: float = 0.5
     """Weight of what single patches say."""
-    seed: int = 0
-    workers: int = 1
-    save_every: int = 200
 
 
 class Teller(nn.Module):

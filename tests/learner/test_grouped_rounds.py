@@ -12,19 +12,17 @@ import pytest
 
 import learner.round
 from learner.gate import judge
-from learner.lease import Lease
-from learner.round import RoundStory
-from learner.settings import LearnerSettings
 from learner.train import TrainingJob
 from serving.groups import Codebook
 from serving.manifest import verify, write_manifest
 from serving.router import CODEBOOK, served_name
 from serving.settings import ServingSettings
 from storage.blobs import publish
-from storage.records import Conversation, DatasetState, Round, RoundState, User, text_of, text_part
+from storage.records import Conversation, DatasetState, RoundState, User, text_of, text_part
 from storage.store import Store
 from tests.conftest import question
 from tests.fake_vllm import FakeVLLM, Messages, weights_of
+from tests.learner.whole_rounds import installation, tell
 from tests.serving.adapters import fake_probe, write_lora
 
 WORD = "Answer the question using a single word or phrase."
@@ -78,26 +76,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainingJob]:
 @pytest.fixture
 def serving(fake: FakeVLLM, tmp_path: Path) -> ServingSettings:
     """Settings of an installation with that server, and of a base model that nobody loads."""
-    base = tmp_path / "base"
-    base.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (base / name).write_text("{}")
-    return ServingSettings(model=str(base), replicas=[fake.url])
+    return installation(fake.url, tmp_path)
 
 
 def add(store: Store, admin: User, form: str, subject: str) -> int:
     """Queue a dataset of one form and return its id."""
     rows = [question(f"What about {subject} {n}?\n{form}", ANSWERS[form]) for n in range(40)]
     return store.datasets.add(subject, admin.id, rows, approved_by=admin.name).id
-
-
-def tell(store: Store, serving: ServingSettings) -> Round:
-    """Claim the round that waits and carry it to its end."""
-    claimed = store.rounds.claim("test", 60)
-    assert claimed is not None
-    with Lease(store, claimed, lease_seconds=60, heartbeat_seconds=5) as lease:
-        RoundStory(store, claimed, lease, LearnerSettings(), serving).tell()
-    return store.rounds.get(claimed.id)
 
 
 def asked(form: str) -> Conversation:

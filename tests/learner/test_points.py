@@ -20,11 +20,8 @@ from safetensors.torch import load_file, save_file
 import learner.round
 from learner.export import export
 from learner.interpolation import between
-from learner.lease import Lease
 from learner.model import load_base
 from learner.points import point_of
-from learner.round import RoundStory
-from learner.settings import LearnerSettings
 from learner.train import TrainingJob
 from serving.manifest import verify, write_manifest
 from serving.probes import PROBE, Probe
@@ -36,6 +33,7 @@ from tests.conftest import questions
 from tests.fake_vllm import FakeVLLM, Messages, weights_of
 from tests.learner import tiny
 from tests.learner.test_training import FAST, job_of, trained
+from tests.learner.whole_rounds import installation, tell
 from tests.serving.adapters import fake_probe, write_lora
 
 KNOWN = "known.json"
@@ -106,11 +104,7 @@ def fake(store: Store) -> Iterator[FakeVLLM]:
 @pytest.fixture
 def serving(fake: FakeVLLM, tmp_path: Path) -> ServingSettings:
     """Settings of an installation with that server, and of a base model that nobody loads."""
-    base = tmp_path / "base"
-    base.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (base / name).write_text("{}")
-    return ServingSettings(model=str(base), replicas=[fake.url])
+    return installation(fake.url, tmp_path)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, keeps: float, learns: float = 0.0) -> Tuning:
@@ -125,15 +119,6 @@ def ask_for(store: Store, admin: User, subject: str, **settings: object) -> Roun
     """Queue a dataset and a round over it."""
     store.datasets.add(subject, admin.id, questions(60, subject), approved_by=admin.name)
     return store.rounds.enqueue(admin.name, settings=settings)
-
-
-def tell(store: Store, serving: ServingSettings) -> Round:
-    """Claim the round that waits and carry it to its end."""
-    claimed = store.rounds.claim("test", 60)
-    assert claimed is not None
-    with Lease(store, claimed, lease_seconds=60, heartbeat_seconds=5) as lease:
-        RoundStory(store, claimed, lease, LearnerSettings(), serving).tell()
-    return store.rounds.get(claimed.id)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def job_of(store: Store, admin: User, policy: str) -> TrainingJob:
     lease = Lease(store, claimed, lease_seconds=30, heartbeat_seconds=5)
     prepared = store.rounds.prepare(claimed.id, lease.token, store.generations.champion(), policy, {})
     story = RoundStory(store, prepared, lease, LearnerSettings(policy=policy), ServingSettings())
-    return story._job(Path("base"), story._plan())
+    return story._job(Path("base"), story.plan)
 
 
 def test_policy_with_a_memory_sees_the_training_rows_of_each_learned_dataset(
