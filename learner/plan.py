@@ -1,7 +1,9 @@
 """What a round trains: which adapter it goes on from, which datasets it teaches, and which it leaves for later.
 
 Without instruction groups that is the champion's only adapter, and everything that waits. With them a round trains the
-adapter of one group, that of its first dataset; datasets of other groups stay queued. It reads, and changes nothing.
+adapter of one group, that of its first dataset; datasets of other groups stay queued. Servers have room for so many
+adapters: when no further group fits, what resembles none is learned by the group it resembles most. It reads, and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -72,17 +74,19 @@ def plan_round(
     *,
     threshold: float,
     floor: float,
+    most_groups: int,
 ) -> Plan:
     """Decide what a round over the datasets `new` trains, after a champion that has learned `earlier`.
 
     With a threshold of 0 no group is ever opened: a champion without groups stays without, and in one that has some a
-    dataset goes on with the nearest. Raises AdapterChanged if the champion's codebook is not whole.
+    dataset goes on with the nearest, as it does when there are `most_groups` already. Raises AdapterChanged if the champion's codebook is not whole.
     """
     parent = None if champion == BASE else store.generations.get(champion)
     if not threshold and (parent is None or parent.groups is None):
         return Plan(parent=parent, earlier=tuple(earlier))
     codebook, adapters, datasets = _groups_of(store, parent, earlier)
-    group, codebook, taught = join({d.id: instructions_of(store, d) for d in new}, codebook, threshold)
+    texts = {dataset.id: instructions_of(store, dataset) for dataset in new}
+    group, codebook, taught = join(texts, codebook, threshold, most_groups)
     begun = adapters[group] if group < len(adapters) else None
     learned = datasets[group] if group < len(datasets) else ()
     return Plan(
@@ -101,17 +105,21 @@ def plan_round(
 
 
 def join(
-    instructions: Mapping[int, Sequence[str]], codebook: Codebook, threshold: float
+    instructions: Mapping[int, Sequence[str]], codebook: Codebook, threshold: float, most_groups: int
 ) -> tuple[int, Codebook, tuple[int, ...]]:
     """Return the group of the first dataset, the codebook with all that belong to it, and the ids of those.
 
     Done again with these alone it gives the same.
     """
+
+    def joins(texts: Sequence[str]) -> int:
+        return assign(texts, codebook, threshold if len(codebook.groups) < most_groups else 0.0)
+
     (first, texts), *others = instructions.items()
-    group = assign(texts, codebook, threshold)
+    group = joins(texts)
     codebook, taught = codebook.extended(group, texts), [first]
     for dataset_id, texts in others:
-        if assign(texts, codebook, threshold) == group:
+        if joins(texts) == group:
             codebook = codebook.extended(group, texts)
             taught.append(dataset_id)
     return group, codebook, tuple(taught)

@@ -44,7 +44,6 @@ from storage.errors import (
     NothingToLearn,
     RoundCancelled,
     RoundInProgress,
-    TooManyGroups,
     TrainingStopped,
     UnusableRow,
     WorkerStopping,
@@ -283,19 +282,19 @@ class RoundStory:
             self._earlier_datasets(),
             threshold=self.settings.group_threshold,
             floor=self.settings.group_floor,
+            most_groups=self.serving.max_loras - SPARE_SLOTS,
         )
         if plan.grouping is None:
             return plan
-        groups = len(plan.grouping.adapters)
-        if plan.opens_group and groups + SPARE_SLOTS > self.serving.max_loras:
-            raise TooManyGroups(groups, self.serving.max_loras, groups + SPARE_SLOTS)
         if plan.left:
             names = ", ".join(dataset.name for dataset in plan.left)
             reason = f"{names}: other instructions, so another group's adapter learns them in a later round"
             self.store.rounds.leave(self.round.id, self.lease.token, [d.id for d in plan.left], reason)
         begins = f"goes on from {plan.parent.name}" if plan.parent else "is new"
+        groups = len(plan.grouping.adapters)
+        room = "" if groups < self.serving.max_loras - SPARE_SLOTS else ", as many as there is room for,"
         self.store.rounds.record(
-            self.round.id, self.lease.token, "group", f"group {plan.grouping.group + 1} of {groups} {begins}"
+            self.round.id, self.lease.token, "group", f"group {plan.grouping.group + 1} of {groups}{room} {begins}"
         )
         return plan
 

@@ -20,7 +20,7 @@
     │                         AdapterChanged ProbeRefused ProgramRefused BaseModelUnavailable
     ├── learner               RoundCancelled WorkerStopping TrainingStopped UnsuitableModel UnservableAdapter
     │                         AdapterMismatch UnusableRow RowsTooLong CheckpointMismatch PoliciesClash
-    │                         TrainingDiverged TooManyGroups
+    │                         TrainingDiverged
     └── app                   BadField UnknownField TooLarge TooManyRequests UnknownModelName UnknownRoute
                               NotSignedIn NotAllowed ForeignOrigin AlreadyRunning
 
@@ -856,19 +856,6 @@ class TrainingDiverged(LlacaError, ArithmeticError):
         when = "" if step is None else f" at step {step}"
         super().__init__(
             f"Training diverged{when}: {what} is not finite. Lower LLACA_LEARNING_RATE and run again."
-        )
-
-
-class TooManyGroups(LlacaError, ValueError):
-    """A round would open an instruction group for which the servers have no room."""
-
-    code = "too_many_groups"
-
-    def __init__(self, groups: int, found: int, needed: int) -> None:
-        super().__init__(
-            f"These instructions resemble no group that there is, and LLACA_MAX_LORAS is {found}; {groups} groups need "
-            f"at least {needed}. Raise it, and LLACA_MAX_CPU_LORAS with it, and restart the servers; or lower "
-            "LLACA_GROUP_THRESHOLD."
         )
 
 

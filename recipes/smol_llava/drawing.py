@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +74,21 @@ class Artist:
         return Scene(kind="shapes", picture=_scaled(canvas), things=reading_order(things))
 
     def letters(self, rng: random.Random) -> Scene:
-        """Write one or two random characters, from which reading is learned first."""
-        return self.text(rng, "".join(rng.choices(CHARACTERS, k=rng.randint(1, 2))))
+        """Write one or two random characters, up to the size of the picture, from which reading is learned first."""
+        written = "".join(rng.choices(CHARACTERS, k=rng.randint(1, 2)))
+        scene = self.text(rng, written, largest=96)
+        if rng.random() < 0.3:
+            return replace(scene, picture=_coarse(scene.picture, rng.randint(10, 24)))
+        return scene
 
-    def text(self, rng: random.Random, written: str = "") -> Scene:
+    def text(self, rng: random.Random, written: str = "", largest: int = 44) -> Scene:
         """Write this, or a word, a number or a few characters, as large as the width allows or smaller."""
         written = written or some_text(rng)
         ground = _any_color(rng)
         picture = Image.new("RGB", (SIDE, SIDE), ground)
         ink = _contrasting(rng, ground)
         face = rng.choice(self.faces)
-        size = rng.randint(20, 44)
+        size = rng.randint(20, largest)
         while size > 12 and self._font(face, size).getlength(written) > SIDE - 6:
             size -= 2
         font = self._font(face, size)
@@ -111,7 +116,7 @@ class Artist:
         """Fill a grid of up to five by five cells with letters, shapes and emoji."""
         canvas, ground = self._canvas(rng)
         pen = ImageDraw.Draw(canvas)
-        cells = rng.choice((2, 3, 3, 4, 4, 5, 5))
+        cells = rng.choice((1, 2, 3, 3, 4, 4, 5, 5))
         cell = SIDE / cells
         colors = [name for name, color in COLORS.items() if _contrast(color, ground) > 110]
         weights = rng.choice(((1, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)))
@@ -142,6 +147,8 @@ class Artist:
                 number = rng.randrange(len(self.sprites.concepts))
                 self._paste(rng, picture, number, round(x - half), round(y - half), round(2 * half), turn=12)
                 things.append(Thing(name=self.sprites.concepts[number].name, x=x, y=y, size=half))
+        if rng.random() < 0.15:
+            picture = _coarse(picture, round(cells * rng.uniform(9, 16)))
         return Scene(kind="crowd", picture=picture, things=things)
 
     def emoji(self, rng: random.Random) -> Scene:
@@ -384,6 +391,12 @@ def _hand(pen: ImageDraw.ImageDraw, middle: float, turn: float, start: float, en
         fill=(20, 20, 20),
         width=width,
     )
+
+
+def _coarse(picture: Image.Image, side: int) -> Image.Image:
+    """Return a picture as it would look if it had been only `side` pixels wide."""
+    small = picture.resize((side, side), Image.Resampling.BOX)
+    return small.resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def _scaled(canvas: Image.Image) -> Image.Image:

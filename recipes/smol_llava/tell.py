@@ -49,6 +49,8 @@ KINDS = {
     "clock": 0.03, "board": 0.02, "arrow": 0.01, "nothing": 0.03,
 }  # fmt: skip
 """How often each kind of picture is drawn; of a crowd patches are named, and nothing is told."""
+SHOWN = 2
+"""Times that a picture is shown."""
 SHARPNESS = 20.0
 """Factor on cosines before the softmax over the lexicon."""
 
@@ -57,7 +59,7 @@ SHARPNESS = 20.0
 class TellSettings(SeeSettings):
     """How stage 1b is trained, where it differs from stage 1."""
 
-    steps: int = 2300
+    steps: int = 6000
     learning_rate: float = 1.5e-3
     naming: float = 0.5
     """Weight of what single patches say."""
@@ -112,13 +114,14 @@ def tell(cache: Path, out: Path, settings: TellSettings) -> None:
     done = resume(out / "tell.pt", teller, optimizers)
     if not (out / "tell.pt").exists():
         begin(teller, torch.load(out / "see.pt", weights_only=True, map_location=device)["model"])
-    drawn = Drawn(cache, lexicon, KINDS, f"tell/{settings.seed}/{done}")
+    drawn = Drawn(cache, lexicon, KINDS, f"tell/{settings.seed}/{done}", shown=SHOWN)
     batches = itertools.islice(drawn.batches(settings.batch_size, settings.workers), settings.steps - done)
     started, average, told, named = time.monotonic(), math.nan, Right(KINDS), Right(KINDS)
+    telling = torch.compile(teller, disable=not settings.compiled)
     for step, (kinds, pixels, wanted, words) in enumerate(batches, done):
         set_rate(optimizers, settings.learning_rate * share_at(step, settings.steps, settings.warmup_steps))
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            image_BND, states_BNH = teller(normalised(pixels.to(device)))
+            image_BND, states_BNH = telling(normalised(pixels.to(device)))
             loss = told_loss(teller, image_BND, wanted.to(device), settings.empty, told, kinds)
             loss = loss + settings.naming * named_loss(
                 teller.naming, states_BNH, words.to(device), ground, settings.empty, named, kinds

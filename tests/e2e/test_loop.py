@@ -154,7 +154,7 @@ def test_vllm_comes_back_with_the_promoted_generation(installation: Installation
 
 
 def test_a_round_survives_the_learner_and_the_web(installation: Installation, taught: Taught) -> None:
-    """After `kill -9` of the learner in the middle of training, and of the web, the round goes on and ends once."""
+    """After `kill -9` of a round in the middle of training, of the learner and of the web, it goes on and ends once."""
     installation.upload("counting again", jsonl(rows(60, seed=7)))
     round_id = installation.start_round()
     eventually(
@@ -162,6 +162,8 @@ def test_a_round_survives_the_learner_and_the_web(installation: Installation, ta
         seconds=240,
         what="step 15",
     )
+    # The round first: when its parent dies it is asked to stop, and would give itself back as if nothing had failed.
+    installation.process("-m", "learner", "round").kill()
     installation.process("-m", "learner").kill()
     web = installation.process("-m", "app")
     web.kill()

@@ -31,10 +31,13 @@ def add(store: Store, admin: User, form: str, subject: str) -> Dataset:
     return store.datasets.add(subject, admin.id, rows(form, subject), approved_by=admin.name)
 
 
-def plan(store: Store, new: Sequence[Dataset], threshold: float = 0.5) -> Plan:
+def plan(store: Store, new: Sequence[Dataset], threshold: float = 0.5, most_groups: int = 3) -> Plan:
     """Return the plan of a round over new datasets, after everything that was learned."""
     earlier = store.datasets.list(DatasetState.LEARNED)
-    return plan_round(store, store.generations.champion(), new, earlier, threshold=threshold, floor=0.1)
+    champion = store.generations.champion()
+    return plan_round(
+        store, champion, new, earlier, threshold=threshold, floor=0.1, most_groups=most_groups
+    )
 
 
 def learned(
@@ -142,6 +145,17 @@ def test_turned_off_again_no_group_is_opened_and_none_is_lost(store: Store, admi
     assert len(planned.grouping.adapters) == 2
 
 
+def test_without_room_for_another_group_the_nearest_learns(store: Store, admin: User) -> None:
+    """Where servers take no third adapter, what resembles no group goes on with the one it resembles most."""
+    two_groups(store, admin)
+    birds = add(store, admin, "Answer with the letter of a bird.", "birds")
+    assert plan(store, [birds]).opens_group
+    planned = plan(store, [birds], most_groups=2)
+    assert planned.parent == store.generations.get(2)
+    assert planned.grouping is not None
+    assert planned.grouping.datasets == ((2,), (4, birds.id))
+
+
 def test_champion_that_was_trained_without_groups_becomes_the_first(store: Store, admin: User) -> None:
     """Turned on later, what was learned so far is one group with the champion's adapter."""
     dogs = learned(store, admin, WORD, "dogs")
@@ -154,10 +168,12 @@ def test_champion_that_was_trained_without_groups_becomes_the_first(store: Store
     assert (cats.parent, cats.earlier) == (store.generations.get(1), (dogs,))
 
 
+@pytest.mark.parametrize("most_groups", [1, 2, 5])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9])
-def test_joining_is_the_same_for_those_who_have_joined(threshold: float) -> None:
+def test_joining_is_the_same_for_those_who_have_joined(threshold: float, most_groups: int) -> None:
     """A round that is told again, over the datasets that it has kept, comes to the same group and codebook."""
     texts = {1: [WORD], 2: [LETTER], 3: [f"{WORD} Be brief."], 4: [CAPTION], 5: ["Answer with one word."]}
-    group, codebook, taught = join(texts, Codebook(), threshold)
+    group, codebook, taught = join(texts, Codebook(), threshold, most_groups)
     assert taught[0] == 1
-    assert join({kept: texts[kept] for kept in taught}, Codebook(), threshold) == (group, codebook, taught)
+    kept = {number: texts[number] for number in taught}
+    assert join(kept, Codebook(), threshold, most_groups) == (group, codebook, taught)
