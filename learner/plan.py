@@ -79,7 +79,8 @@ def plan_round(
     """Decide what a round over the datasets `new` trains, after a champion that has learned `earlier`.
 
     With a threshold of 0 no group is ever opened: a champion without groups stays without, and in one that has some a
-    dataset goes on with the nearest, as it does when there are `most_groups` already. Raises AdapterChanged if the champion's codebook is not whole.
+    dataset goes on with the nearest, as it does when there are `most_groups` already. Raises AdapterChanged if the
+    champion's codebook is not whole.
     """
     parent = None if champion == BASE else store.generations.get(champion)
     if not threshold and (parent is None or parent.groups is None):
