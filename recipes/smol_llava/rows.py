@@ -20,11 +20,11 @@ from recipes.smol_llava.see import pixels_of
 
 IGNORED = -100
 TURNS = {
-    "shapes": 5,
-    "emojis": 3,
+    "shapes": 8,
+    "emojis": 4,
     "emoji": 2,
-    "board": 3,
-    "chart": 3,
+    "board": 4,
+    "chart": 4,
     "nothing": 1,
     "text": 2,
     "clock": 1,
