@@ -49,8 +49,6 @@ KINDS = {
     "clock": 0.03, "board": 0.02, "arrow": 0.01, "nothing": 0.03,
 }  # fmt: skip
 """How often each kind of picture is drawn; of a crowd patches are named, and nothing is told."""
-SHOWN = 2
-"""Times that a picture is shown."""
 SHARPNESS = 20.0
 """Factor on cosines before the softmax over the lexicon."""
 
@@ -114,7 +112,7 @@ def tell(cache: Path, out: Path, settings: TellSettings) -> None:
     done = resume(out / "tell.pt", teller, optimizers)
     if not (out / "tell.pt").exists():
         begin(teller, torch.load(out / "see.pt", weights_only=True, map_location=device)["model"])
-    drawn = Drawn(cache, lexicon, KINDS, f"tell/{settings.seed}/{done}", shown=SHOWN)
+    drawn = Drawn(cache, lexicon, KINDS, f"tell/{settings.seed}/{done}")
     batches = itertools.islice(drawn.batches(settings.batch_size, settings.workers), settings.steps - done)
     started, average, told, named = time.monotonic(), math.nan, Right(KINDS), Right(KINDS)
     telling = torch.compile(teller, disable=not settings.compiled)
