@@ -55,37 +55,32 @@ def rows(images: int, seed: int) -> list[tuple[bytes, str]]:
     return [(draw(generator, count), WORDS[count - 1]) for count in counts]
 
 
-def jsonl(task: list[tuple[bytes, str]]) -> bytes:
+def jsonl(task: list[tuple[bytes, str]], question: str = QUESTION) -> bytes:
     """Return the task as OpenAI chat JSONL with the pictures inside."""
     lines = []
     for png, answer in task:
-        asked = [
-            {"type": "image_url", "image_url": {"url": data_url(png)}},
-            {"type": "text", "text": QUESTION},
-        ]
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        turns = [*asked(png, question), {"role": "assistant", "content": answer}]
         lines.append(json.dumps({"messages": turns}))
     return "\n".join(lines).encode()
 
 
+def asked(png: bytes, question: str) -> list[dict[str, Any]]:
+    """Return the messages that ask about a picture."""
+    parts = [{"type": "image_url", "image_url": {"url": data_url(png)}}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}]
+
+
+def answer_of(client: httpx.Client, model: str, png: bytes, question: str = QUESTION) -> str:
+    """Return what `model` most likely says about a picture."""
+    body = {"model": model, "messages": asked(png, question), "max_tokens": 8, "temperature": 0}
+    reply = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    said: str = reply["choices"][0]["message"]["content"]
+    return said
+
+
 def accuracy(client: httpx.Client, model: str, task: list[tuple[bytes, str]]) -> float:
     """Return the share of pictures on which `model` gives the right word."""
-    right = 0
-    for png, answer in task:
-        asked = [
-            {"type": "image_url", "image_url": {"url": data_url(png)}},
-            {"type": "text", "text": QUESTION},
-        ]
-        reply = client.post(
-            "/v1/chat/completions",
-            json={
-                "model": model,
-                "messages": [{"role": "user", "content": asked}],
-                "max_tokens": 8,
-                "temperature": 0,
-            },
-        ).raise_for_status()
-        right += reply.json()["choices"][0]["message"]["content"].strip(" .").lower() == answer
+    right = sum(answer_of(client, model, png).strip(" .").lower() == answer for png, answer in task)
     return right / len(task)
 
 
@@ -122,8 +117,8 @@ def main() -> int:
         file = {"file": ("counting.jsonl", jsonl(rows(arguments.images, arguments.seed)))}
         client.post("/v1/files", files=file, data={"purpose": "fine-tune"}).raise_for_status()
         uploaded = time.perf_counter()
-        asked = client.post("/v1/rounds", json={}).raise_for_status().json()
-        ended, spent = follow(client, int(asked["id"]))
+        queued = client.post("/v1/rounds", json={}).raise_for_status().json()
+        ended, spent = follow(client, int(queued["id"]))
         total = time.perf_counter() - start
         after = accuracy(client, "assistant", unseen)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-from benchmarks.loop import QUESTION, accuracy, draw, jsonl, rows
+from benchmarks.loop import QUESTION, WORDS, accuracy, answer_of, draw, jsonl, rows
 from scripts.screenshots import ARGUMENTS, CHROMIUM, chat, sign_in
 from storage.clock import parse
 from storage.records import RoundState
@@ -26,6 +26,8 @@ from tests.e2e.installation import PASSWORD, Installation, eventually, running
 pytestmark = pytest.mark.real
 
 IMAGES, PEOPLE = 120, 50
+ROMAN = dict(zip(WORDS, ("I", "II", "III", "IV"), strict=True))
+IN_ROMAN = "Number of figures, in Roman numerals:"
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +186,21 @@ def test_a_round_survives_the_learner_and_the_web(installation: Installation, ta
     champion = installation.store.generations.champion()
     assert champion == (ended.candidate if ended.state is RoundState.PROMOTED else 1)
     assert installation.store.audit.verify() > 0
+
+
+def test_a_task_that_asks_otherwise_has_an_adapter_of_its_own(
+    installation: Installation, taught: Taught
+) -> None:
+    """Two instruction groups serve at once: the new task is learned, and the old one answered to the letter as before."""
+    earlier = installation.store.generations.champion()
+    unseen = [png for png, _ in rows(12, seed=1)]
+    before = [answer_of(installation.client, "assistant", png) for png in unseen]
+    task = [(png, ROMAN[word]) for png, word in rows(IMAGES, seed=3)]
+    installation.upload("counting in Roman numerals", jsonl(task, IN_ROMAN))
+    installation.wait_for_round(installation.start_round(group_threshold=0.5), "promoted")
+    champion = installation.store.generations.get(installation.store.generations.champion())
+    assert champion.adapters == (earlier, champion.number)
+    assert [answer_of(installation.client, "assistant", png) for png in unseen] == before
+    in_roman = {answer_of(installation.client, "assistant", png, IN_ROMAN) for png in unseen}
+    assert in_roman <= set(ROMAN.values())
+    assert len(in_roman) > 1
