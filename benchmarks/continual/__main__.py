@@ -6,8 +6,9 @@
     python -m benchmarks.continual --quick --report              write tables and pictures to docs/
 
 A method is a policy of the learner with settings of its own, joined by `:`. The setting `groups` is the benchmark's:
-one adapter for each group of tasks whose instructions are at least so similar (0 to 1). What was measured before in
-the same directory is not measured again, so a benchmark that was stopped is simply started again.
+one adapter for each group of tasks whose instructions are at least so similar (0 to 1). So are the methods `eproj`,
+`prompt` and `prefix`, which no server can swap: eproj:similarity=0.5, prompt:tokens=16:pegp=0.95. What was measured
+before in the same directory is not measured again, so a benchmark that was stopped is simply started again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.continual import drawn, files, plots
+from benchmarks.continual.choose import teacher_of
 from benchmarks.continual.general import suite
 from benchmarks.continual.protocol import (
     FULL,
@@ -127,13 +129,14 @@ def prepared(given: argparse.Namespace, form: Form, directory: Path, methods: Se
         if order not in ORDERS:
             raise ValueError(f"no order {order!r}; there are {', '.join(ORDERS)}")
     learner = dict([("epochs", form.epochs), *map(setting, given.set)])
-    for chosen in methods:
-        chosen.starts_from_base(learner)
+    teachers = [teacher_of(chosen, learner, seed=0) for chosen in methods]
     pictures = Pictures()
     tasks, general = tasks_of(given, form, pictures)
     for cut in replace(form, tasks=tuple(tasks)).cuts(FULL):
         print(f"against the full form: {cut}")
     base = resolve(load(ServingSettings, {"model": given.base}), load(StorageSettings).data_dir)
+    for teacher in teachers:
+        teacher.check(base)
     rows = "".join(task.fingerprint for task in tasks.values())
     protocol = Protocol(
         base=base.name,

@@ -1,25 +1,22 @@
-"""Lets a model with its adapters answer rows, in batches and greedily, and marks what it says.
+"""Lets a model answer rows, in batches and greedily, and marks what it says.
 
-It loads what a round has exported, and computes as a server does: everything in bf16.
+It computes as a server does: everything in bf16.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import torch
-from peft import PeftModel
 from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
 
 from benchmarks.continual.results import Cell
 from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of
 from learner.data import Renderer
-from learner.model import load_base
 from learner.train import ends_of_turn
-from serving.groups import Codebook, route
 from storage.records import Row
 
 SAMPLES = 3
@@ -29,23 +26,27 @@ ROOM = 8
 
 
 class Answerer:
-    """The base model, bare or with one adapter for each group of instructions."""
+    """A model that answers: the bare base, or one with whatever was trained on it.
 
-    def __init__(
-        self, base: Path, adapters: Sequence[Path], codebook: Codebook | None, batch_size: int
-    ) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, processor = load_base(base, device)
+    Where several things were trained, a method overrides `choose` and `select`.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int) -> None:
+        self.model = model.eval()
         self.ends = sorted(ends_of_turn(model, processor))
         self.renderer = Renderer(processor, frozenset(self.ends))
-        self.model = model.eval()
-        if adapters:
-            self.model = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
-            for group, adapter in enumerate(adapters[1:], start=1):
-                self.model.load_adapter(adapter, adapter_name=str(group))
-            self.model.to(torch.bfloat16).eval()
-        self.codebook = codebook
         self.batch_size = batch_size
+
+    def choose(self, rows: Sequence[Row], pictures: Pictures) -> list[int]:
+        """Return for each row which of several adapters, or experts, is to answer it."""
+        return [0] * len(rows)
+
+    def select(self, chosen: int) -> None:
+        """Let this one answer."""
+
+    def kind(self, row: Row) -> Hashable:
+        """Return what rows of one batch have in common: all show pictures or none, since processors want it so."""
+        return bool(row.images)
 
     def ask(self, task: Task, pictures: Pictures) -> Cell:
         """Ask a task's held-out rows, and count right answers and those in the taught form."""
@@ -57,40 +58,27 @@ class Answerer:
         return {task.name: marked(task, list(islice(answers, len(task.holdout)))) for task in tasks}
 
     def answers(self, rows: Sequence[Row], pictures: Pictures) -> list[str]:
-        """Answer all rows, each by the adapter of its group."""
+        """Answer all rows, each by what was chosen for it."""
         longest = max((len(self._tokens(reference_of(row))) for row in rows), default=0)
         said: dict[int, str] = {}
-        for group, members in self._groups(rows):
-            if self.codebook is not None:
-                self.model.set_adapter(str(group))
-            # Neighbours in length together; those without a picture apart, since processors want all or none.
-            order = sorted(
-                members, key=lambda index: (bool(rows[index].images), len(question_of(rows[index])))
-            )
-            for indices in self._batches(order, rows):
+        chosen = self.choose(rows, pictures) if rows else []
+        for one in sorted(set(chosen)):
+            self.select(one)
+            for indices in self._batches([index for index, its in enumerate(chosen) if its == one], rows):
                 batch = [rows[index] for index in indices]
                 said |= dict(zip(indices, self._generate(batch, pictures, longest + ROOM), strict=True))
         return [said[index] for index in range(len(rows))]
 
-    def _groups(self, rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
-        """Return which rows each adapter answers."""
-        groups: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            group = 0 if self.codebook is None else route(question_of(row), self.codebook)
-            groups.setdefault(group, []).append(index)
-        return sorted(groups.items())
-
-    def _batches(self, order: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
-        """Cut indices to batches of rows that all have pictures, or all have none."""
+    def _batches(self, indices: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
+        """Cut indices to batches of rows of one kind, neighbours in length together."""
+        kinds = {index: self.kind(rows[index]) for index in indices}
+        by_length = sorted(indices, key=lambda index: len(question_of(rows[index])))
         batches: list[list[int]] = []
-        for index in order:
-            if (
-                not batches
-                or len(batches[-1]) == self.batch_size
-                or bool(rows[batches[-1][0]].images) != bool(rows[index].images)
-            ):
-                batches.append([])
-            batches[-1].append(index)
+        for kind in dict.fromkeys(kinds.values()):
+            alike = [index for index in by_length if kinds[index] == kind]
+            batches += [
+                alike[start : start + self.batch_size] for start in range(0, len(alike), self.batch_size)
+            ]
         return batches
 
     @torch.no_grad()
@@ -134,3 +122,8 @@ def marked(task: Task, answers: Sequence[str]) -> Cell:
         format=None if task.style is None else 100 * sum(formed) / len(asked),
         samples=asked[:SAMPLES],
     )
+
+
+def device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.continual.drawn import SOURCES
-from learner.policies.choose import policy_for
-from learner.settings import LearnerSettings
-from storage.settings import load
 
 ORDERS = ("origin", "reverse", "alphabet")
 """Orders of tasks, as in the paper: as they are listed, backwards, by their names."""
@@ -75,23 +72,13 @@ QUICK = Form(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A policy with its settings, as the command line names it."""
+    """A policy of the learner, or a method of the benchmark's own, with its settings, as the command line names it."""
 
     label: str
     overrides: dict[str, Any]
+    """By name, `policy` among them."""
     groups: float | None = None
     """From which similarity on a task joins a group of tasks; None for a single adapter."""
-
-    def settings(self, shared: dict[str, Any], seed: int) -> LearnerSettings:
-        """Return the settings of its rounds; raise BadSetting if one of them does not exist or cannot be used."""
-        return load(LearnerSettings, {**shared, **self.overrides, "seed": seed})
-
-    def starts_from_base(self, shared: dict[str, Any]) -> bool:
-        """Whether it learns all tasks at once, so that its last round is all there is to run.
-
-        Raises PoliciesClash if its parts cannot be combined.
-        """
-        return policy_for(self.settings(shared, 0), first_task=False).from_base
 
 
 def method(label: str) -> Method:

@@ -13,6 +13,9 @@ from benchmarks.continual.results import Results, Round
 from benchmarks.continual.summary import base_of, finished
 
 EXAMPLES = "examples.png"
+NOT_SERVED = (
+    "Methods without an adapter to serve train projectors, prompts or prefixes, which vLLM cannot swap."
+)
 
 
 def report(directory: Path, docs: Path) -> Path:
@@ -52,6 +55,8 @@ def report(directory: Path, docs: Path) -> Path:
         "## Cost",
         tables.costs(runs),
     ]
+    if any(run.costs[-1].adapters == 0 for mine in runs.values() for run in mine):
+        parts.append(NOT_SERVED)
     if base is not None and base.general:
         parts += ["## General suite", "Accuracy in percent after the last round.", tables.general(runs, base)]
     parts += ["## The tasks", f"![One example of each task]({name}-{EXAMPLES})"]

@@ -39,9 +39,9 @@ class Cost:
     peak_bytes: int
     """Most memory while training: of the GPU if there is one, else of the process."""
     state_bytes: int
-    """What the policy must keep for its next round."""
+    """What the method must keep for its next round; where no server can take what was trained, that as well."""
     adapters: int
-    """How many adapters must be served from now on."""
+    """How many adapters must be served from now on; 0 if no server can take what was trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,9 @@ class Round:
     """By ability of the general suite; measured of the base model and after the last round."""
     cost: Cost | None = None
     adapters: list[str] = field(default_factory=list)
-    """Directories of the adapters after this round, one for each group."""
+    """Directories of what was trained, after this round: of adapters one for each group."""
     groups: list[int] = field(default_factory=list)
-    """The group of each task taught so far."""
+    """The group, or expert, of each task taught so far."""
     codebook: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     machine: str = ""

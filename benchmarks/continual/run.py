@@ -1,6 +1,7 @@
 """One run: a method learns the tasks in one order, round after round, as the product does, and is asked all of them.
 
-A round that was measured is not trained again; one that was cut off goes on from its checkpoint.
+A round that was measured is not trained again. One that was cut off goes on from its checkpoint if the learner trains
+it, and is trained anew by methods that only the benchmark has.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.continual.answers import Answerer
+from benchmarks.continual.answers import Answerer, device
+from benchmarks.continual.choose import teacher_of
 from benchmarks.continual.memory import peak_memory
 from benchmarks.continual.protocol import Method, Protocol, ordered
 from benchmarks.continual.results import BASE, Cost, Results, Round
 from benchmarks.continual.tasks import Pictures, Task
-from learner.export import export
-from learner.train import TrainingJob, train
-from serving.groups import Codebook, assign
+from benchmarks.continual.teacher import Learned, Lesson, Teacher
+from learner.model import load_base
+from serving.groups import Codebook
 
 VERSIONS = ("torch", "transformers", "peft")
 
@@ -50,21 +52,11 @@ class Bench:
         return Results(self.directory)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """What a run has come to: without groups there is one adapter, or none yet."""
-
-    adapters: tuple[Path, ...] = ()
-    groups: tuple[int, ...] = ()
-    """Of each task taught so far."""
-    codebook: Codebook | None = None
-
-
 def measure_base(bench: Bench) -> None:
     """Ask the bare base model everything, once."""
     if bench.results.of(BASE, "", 0):
         return
-    answerer = Answerer(bench.base, (), None, bench.batch_size)
+    answerer = Answerer(*load_base(bench.base, device()), bench.batch_size)
     cells = {name: answerer.ask(task, bench.pictures) for name, task in bench.tasks.items()}
     general = answerer.ask_together(bench.general, bench.pictures)
     names = list(bench.tasks)
@@ -77,13 +69,21 @@ def run(bench: Bench, method: Method, order: str, seed: int) -> None:
     """Carry a run to its end, unless it has come there before."""
     tasks = [bench.tasks[name] for name in ordered(list(bench.tasks), order)]
     place = bench.directory / "runs" / re.sub(r"[^\w.+=-]", "_", f"{method.label}-{order}-{seed}")
-    learned, first = resumed(bench.results.of(method.label, order, seed), place, method)
-    if first == 0 and method.starts_from_base(bench.protocol.learner):
+    teacher = teacher_of(method, bench.protocol.learner, seed)
+    learned, first = resumed(bench.results.of(method.label, order, seed), place, teacher.beginning())
+    if first == 0 and teacher.all_at_once:
         # It learns everything in its last round, whatever the rounds before it did.
         first = len(tasks) - 1
         learned = Learned(groups=(0,) * first)
     for number in range(first, len(tasks)):
-        learned, measured = one_round(bench, method, order, seed, tasks[: number + 1], learned, place)
+        lesson = Lesson(
+            base=bench.base,
+            tasks=tasks[: number + 1],
+            pictures=bench.pictures,
+            learned=learned,
+            place=place,
+        )
+        learned, measured = one_round(bench, method, order, seed, teacher, lesson)
         bench.results.add(measured)
         print(said(measured), flush=True)
         for left in set((place / "adapters").iterdir()) - set(learned.adapters):
@@ -91,94 +91,61 @@ def run(bench: Bench, method: Method, order: str, seed: int) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def resumed(rounds: Sequence[Round], place: Path, method: Method) -> tuple[Learned, int]:
-    """Return what earlier rounds of a run have left and the number of the next one; 0 if their adapters are gone."""
-    empty = Learned(codebook=None if method.groups is None else Codebook())
+def resumed(rounds: Sequence[Round], place: Path, beginning: Learned) -> tuple[Learned, int]:
+    """Return what earlier rounds of a run have left and the number of the next one; 0 if that is gone."""
     if not rounds:
-        return empty, 0
+        return beginning, 0
     last = rounds[-1]
     adapters = tuple(place / "adapters" / name for name in last.adapters)
     if not last.is_last and not all(path.is_dir() for path in adapters):
-        return empty, 0
+        return beginning, 0
     codebook = None if last.codebook is None else Codebook.from_json(last.codebook)
     return Learned(adapters=adapters, groups=tuple(last.groups), codebook=codebook), last.number + 1
 
 
 def one_round(
-    bench: Bench, method: Method, order: str, seed: int, tasks: Sequence[Task], learned: Learned, place: Path
+    bench: Bench, method: Method, order: str, seed: int, teacher: Teacher, lesson: Lesson
 ) -> tuple[Learned, Round]:
     """Teach the last of the tasks after the others, and ask all of them."""
-    new = tasks[-1]
-    settings = method.settings(bench.protocol.learner, seed)
-    group, codebook = group_of(new, learned.codebook, method.groups)
-    earlier = [task.train for task, its in zip(tasks[:-1], learned.groups, strict=True) if its == group]
-    workspace = place / f"round-{len(tasks)}"
-    job = TrainingJob(
-        base=bench.base,
-        parent_adapter=learned.adapters[group] if group < len(learned.adapters) else None,
-        rows=new.train,
-        earlier=earlier,
-        image=bench.pictures.read,
-        settings=settings,
-        first_task=not earlier,
-        workspace=workspace,
-        max_rank=settings.rank,
-    )
     started = time.perf_counter()
     with peak_memory() as peak:
-        trained = train(job, lambda *_: None, lambda: False)
+        taught = teacher.teach(lesson)
     seconds = time.perf_counter() - started
-    summary = trained.summary
-    state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained.policy_state.values())
-    directory = export(trained, place / "adapters", {})
-    del trained  # the answerer loads what was exported, and two models may be one too many
-    shutil.rmtree(workspace)
+    facts, learned = taught.facts, taught.leave()
+    del taught  # the answerer loads what was left, and two models may be one too many
 
-    adapters = (*learned.adapters[:group], directory, *learned.adapters[group + 1 :])
-    after = Learned(adapters=adapters, groups=(*learned.groups, group), codebook=codebook)
     started = time.perf_counter()
-    answerer = Answerer(bench.base, adapters, codebook, bench.batch_size)
-    cells = {task.name: answerer.ask(task, bench.pictures) for task in tasks}
-    is_last = len(tasks) == len(bench.tasks)
+    answerer = teacher.answerer(bench.base, learned, bench.batch_size)
+    cells = {task.name: answerer.ask(task, bench.pictures) for task in lesson.tasks}
+    is_last = len(lesson.tasks) == len(bench.tasks)
     general = answerer.ask_together(bench.general if is_last else (), bench.pictures)
     cost = Cost(
-        steps=summary["steps"],
-        rows=summary["rows"],
-        rehearsed=summary["rehearsed"],
+        steps=facts.steps,
+        rows=len(lesson.new.train),
+        rehearsed=facts.rehearsed,
         seconds=seconds,
         evaluation_seconds=time.perf_counter() - started,
         peak_bytes=peak.bytes,
-        state_bytes=state_bytes,
-        adapters=len(adapters),
+        state_bytes=facts.state_bytes,
+        adapters=facts.served,
     )
     measured = Round(
         method=method.label,
         order=order,
         seed=seed,
         tasks=ordered(list(bench.tasks), order),
-        number=len(tasks) - 1,
+        number=len(lesson.tasks) - 1,
         cells=cells,
         general=general,
         cost=cost,
-        adapters=[path.name for path in adapters],
-        groups=list(after.groups),
-        codebook=None if codebook is None else codebook.to_json(),
-        settings=settings.model_dump(mode="json"),
+        adapters=[path.name for path in learned.adapters],
+        groups=list(learned.groups),
+        codebook=None if learned.codebook is None else learned.codebook.to_json(),
+        settings=teacher.settings,
         machine=machine(),
         at=now(),
     )
-    return after, measured
-
-
-def group_of(task: Task, codebook: Codebook | None, threshold: float | None) -> tuple[int, Codebook | None]:
-    """Return the group that a task joins and the codebook with its instructions; without groups always the first.
-
-    A new group begins with the bare base model: nothing was learned before that it could forget.
-    """
-    if codebook is None or threshold is None:
-        return 0, None
-    group = assign(task.instructions, codebook, threshold)
-    return group, codebook.extended(group, task.instructions)
+    return learned, measured
 
 
 def said(measured: Round) -> str:

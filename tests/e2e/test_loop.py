@@ -191,7 +191,7 @@ def test_a_round_survives_the_learner_and_the_web(installation: Installation, ta
 def test_a_task_that_asks_otherwise_has_an_adapter_of_its_own(
     installation: Installation, taught: Taught
 ) -> None:
-    """Two instruction groups serve at once: the new task is learned, and the old one answered to the letter as before."""
+    """Two instruction groups serve at once: the new task is learned, the old one answered to the letter as before."""
     earlier = installation.store.generations.champion()
     unseen = [png for png, _ in rows(12, seed=1)]
     before = [answer_of(installation.client, "assistant", png) for png in unseen]
