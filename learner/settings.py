@@ -127,10 +127,11 @@ class LearnerSettings(Settings):
     """Policy `pegp`: share of the energy of a layer's inputs that later rounds leave as it is; 0 leaves A free."""
     pegp_hidden_energy: float = Field(default=0.5, ge=0, lt=1)
     """Policy `pegp`: the same for the rank numbers between A and B, which a high share soon fills; 0 leaves B free."""
-    group_threshold: float = Field(default=0.0, ge=0, le=1)
+    group_threshold: float = Field(default=0.5, ge=0, le=1)
     """How much the instructions of a dataset must resemble those of a group (0 to 1) to be learned by its adapter; a
-    dataset that resembles none opens a group with a new adapter. 0 opens no group: one adapter learns everything."""
-    group_floor: float = Field(default=0.0, ge=0, le=1)
+    dataset that resembles none opens a group with a new adapter, as long as LLACA_MAX_LORAS has room for it. 0 opens
+    no group: one adapter learns everything. docs/llaca.md says what the default is measured on."""
+    group_floor: float = Field(default=0.3, ge=0, le=1)
     """With groups: how much a single request must resemble one (0 to 1) to be answered by its adapter; otherwise the
     base model answers. 0 always takes the nearest. Each generation keeps its own, with which the gate has judged it."""
     gate_margin_points: float = Field(default=2.0, ge=0, le=100)

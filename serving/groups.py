@@ -91,6 +91,12 @@ def assign(instructions: Sequence[str], codebook: Codebook, threshold: float) ->
     return best if similarities and similarities[best] >= threshold else len(groups)
 
 
+def similarity(one: Sequence[str], other: Sequence[str]) -> float:
+    """Return how alike the instructions of two datasets are, if there are no others: what `assign` compares, 0 to 1."""
+    left, right = profiles_of(Codebook().extended(0, one).extended(1, other)).means
+    return _dot(left, right)
+
+
 def route(text: str, codebook: Codebook) -> int:
     """Return the group whose instructions a single text resembles most; the first if it resembles none."""
     return nearest(text, codebook)[0]

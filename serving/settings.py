@@ -42,10 +42,10 @@ class ServingSettings(Settings):
     """JSON list of the URLs of all vLLM servers; all must see the data directory. Default: the own one."""
     max_lora_rank: int = 16
     """Largest LoRA rank a server takes: 1, 8, 16, 32, 64, 128, 256, 320 or 512. Memory grows with it."""
-    max_loras: int = Field(default=4, ge=3, le=64)
+    max_loras: int = Field(default=8, ge=3, le=64)
     """Adapters that may answer in one batch; 3 are needed: champion, candidate and one being drained. With instruction
     groups (LLACA_GROUP_THRESHOLD) the champion has one for each group, so two more than there are groups."""
-    max_cpu_loras: int = Field(default=8, ge=3, le=1024)
+    max_cpu_loras: int = Field(default=16, ge=3, le=1024)
     """Adapters a server keeps in memory; at least LLACA_MAX_LORAS."""
     max_model_len: int = Field(default=2048, ge=64)
     """Longest conversation with its reply, in tokens. The embedded model was made for 2048."""

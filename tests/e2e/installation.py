@@ -68,6 +68,8 @@ class Installation:
             "LLACA_LEASE_SECONDS": "6",
             "LLACA_HEARTBEAT_SECONDS": "1",
             "LLACA_CHECKPOINT_EVERY_STEPS": "10",
+            # So that every chat, whatever it is about, is answered by the weights that are swapped.
+            "LLACA_GROUP_FLOOR": "0",
             # In bf16 the greedy words of a reply depend on how many replies share a batch.
             "LLACA_VLLM_ARGUMENTS": "--dtype float32",
             "LLACA_CHATS_PER_MINUTE": "100000",

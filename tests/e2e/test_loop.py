@@ -197,7 +197,7 @@ def test_a_task_that_asks_otherwise_has_an_adapter_of_its_own(
     before = [answer_of(installation.client, "assistant", png) for png in unseen]
     task = [(png, ROMAN[word]) for png, word in rows(IMAGES, seed=3)]
     installation.upload("counting in Roman numerals", jsonl(task, IN_ROMAN))
-    installation.wait_for_round(installation.start_round(group_threshold=0.5), "promoted")
+    installation.wait_for_round(installation.start_round(), "promoted")
     champion = installation.store.generations.get(installation.store.generations.champion())
     assert champion.adapters == (earlier, champion.number)
     assert [answer_of(installation.client, "assistant", png) for png in unseen] == before

@@ -98,7 +98,7 @@ def test_groups_grow_serve_and_come_back(
         add(store, admin, form, subject)
         for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (WORD, "cats"))
     )
-    store.rounds.enqueue("ada", settings={"group_threshold": 0.5, "policy": "replay"})
+    store.rounds.enqueue("ada", settings={"policy": "replay"})
 
     first = tell(store, serving)
     assert first.state is RoundState.PROMOTED, first.error
@@ -126,7 +126,7 @@ def test_groups_grow_serve_and_come_back(
     assert {"assistant@1", "assistant@2"} <= set(of_letters)
 
     birds = add(store, admin, WORD, "birds")
-    store.rounds.enqueue("ada", settings={"group_threshold": 0.5, "policy": "replay"})
+    store.rounds.enqueue("ada", settings={"policy": "replay"})
     third = tell(store, serving)
     # Nothing new was learned: the group knew the form already.
     assert (third.state, third.candidate) == (RoundState.HELD, 3)
@@ -149,8 +149,9 @@ def test_what_the_servers_have_no_room_for_joins_a_group(
     """Three groups need five adapters at once; with room for four the third task is learned by one of two groups."""
     for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (CAPTION, "birds")):
         add(store, admin, form, subject)
-    store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
-    assert [tell(store, serving).state for _ in range(3)] == [RoundState.PROMOTED] * 3
+    store.rounds.enqueue("ada")
+    small = serving.model_copy(update={"max_loras": 4})
+    assert [tell(store, small).state for _ in range(3)] == [RoundState.PROMOTED] * 3
     groups = store.generations.get(3).groups
     assert groups is not None
     assert sorted(map(len, groups.datasets)) == [1, 2]
@@ -169,7 +170,7 @@ def test_cancelled_round_asks_for_no_other(
     """Who stops a round wants quiet: the datasets that it has left wait, as its own do."""
     for form, subject in ((WORD, "dogs"), (LETTER, "choices")):
         add(store, admin, form, subject)
-    store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
+    store.rounds.enqueue("ada")
 
     def cancelled(*given: Any, **settings: Any) -> Any:
         store.rounds.cancel(1, "ada")
@@ -191,7 +192,7 @@ def test_round_that_is_told_again_leaves_nothing_twice(
     """After a worker that died when it had left datasets, the next one trains the same adapter on the same rows."""
     for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (WORD, "cats")):
         add(store, admin, form, subject)
-    store.rounds.enqueue("ada", settings={"group_threshold": 0.5})
+    store.rounds.enqueue("ada")
     train = vars(learner.round)["train"]
 
     def dying(job: TrainingJob, *given: Any) -> Any:
@@ -214,10 +215,10 @@ def test_round_that_is_told_again_leaves_nothing_twice(
 def test_without_a_threshold_nothing_changes(
     store: Store, admin: User, serving: ServingSettings, fake: FakeVLLM, jobs: list[TrainingJob]
 ) -> None:
-    """Off by default: one round takes everything, the generation has no groups, no codebook and one adapter."""
+    """Groups turned off: one round takes everything, the generation has no codebook and one adapter."""
     for form, subject in ((WORD, "dogs"), (LETTER, "choices")):
         add(store, admin, form, subject)
-    store.rounds.enqueue("ada")
+    store.rounds.enqueue("ada", settings={"group_threshold": 0.0})
     assert tell(store, serving).state is RoundState.PROMOTED
     assert store.rounds.dataset_ids(1) == [1, 2]
     found = store.generations.get(1)

@@ -116,9 +116,9 @@ def use(monkeypatch: pytest.MonkeyPatch, keeps: float, learns: float = 0.0) -> T
 
 
 def ask_for(store: Store, admin: User, subject: str, **settings: object) -> Round:
-    """Queue a dataset and a round over it."""
+    """Queue a dataset and a round over it; all of them teach one adapter, so that there is something to forget."""
     store.datasets.add(subject, admin.id, questions(60, subject), approved_by=admin.name)
-    return store.rounds.enqueue(admin.name, settings=settings)
+    return store.rounds.enqueue(admin.name, settings={"group_threshold": 0.0} | settings)
 
 
 @pytest.fixture

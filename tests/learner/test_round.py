@@ -23,7 +23,8 @@ def job_of(store: Store, admin: User, policy: str) -> TrainingJob:
     assert claimed is not None
     lease = Lease(store, claimed, lease_seconds=30, heartbeat_seconds=5)
     prepared = store.rounds.prepare(claimed.id, lease.token, store.generations.champion(), policy, {})
-    story = RoundStory(store, prepared, lease, LearnerSettings(policy=policy), ServingSettings())
+    settings = LearnerSettings(policy=policy, group_threshold=0.0)
+    story = RoundStory(store, prepared, lease, settings, ServingSettings())
     return story._job(Path("base"), story.plan)
 
 
