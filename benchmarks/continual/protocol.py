@@ -64,8 +64,8 @@ FULL = Form(
     orders=("origin", "reverse"), seeds=(0, 1, 2),
 )  # fmt: skip
 QUICK = Form(
-    name="quick", tasks=("digits", "count", "relation", "spelling", "chart", "choice"), rows=120, holdout=40, general=8,
-    epochs=2, orders=("origin",), seeds=(0,),
+    name="quick", tasks=("digits", "count", "relation", "spelling", "chart", "choice"), rows=64, holdout=40, general=8,
+    epochs=3, orders=("origin",), seeds=(0,),
 )  # fmt: skip
 """For two cores."""
 

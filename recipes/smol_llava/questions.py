@@ -203,7 +203,7 @@ ASKERS: dict[str, Callable[[random.Random, Scene], Asked]] = {
 
 ABILITIES: dict[str, list[tuple[str, float]]] = {
     "shapes": [
-        ("color", 5), ("shape", 5), ("position", 4), ("count", 4), ("relation", 5), ("exists", 2), ("describe", 1.5),
+        ("color", 3), ("shape", 3), ("position", 8), ("count", 6), ("relation", 8), ("exists", 4), ("describe", 1.5),
         ("reading", 0.3),
     ],
     "text": [("reading", 10), ("describe", 1), ("no shapes", 0.3)],
