@@ -294,7 +294,10 @@ class RoundStory:
         groups = len(plan.grouping.adapters)
         room = "" if groups < self.serving.max_loras - SPARE_SLOTS else ", as many as there is room for,"
         self.store.rounds.record(
-            self.round.id, self.lease.token, "group", f"group {plan.grouping.group + 1} of {groups}{room} {begins}"
+            self.round.id,
+            self.lease.token,
+            "group",
+            f"group {plan.grouping.group + 1} of {groups}{room} {begins}",
         )
         return plan
 

@@ -35,9 +35,7 @@ def plan(store: Store, new: Sequence[Dataset], threshold: float = 0.5, most_grou
     """Return the plan of a round over new datasets, after everything that was learned."""
     earlier = store.datasets.list(DatasetState.LEARNED)
     champion = store.generations.champion()
-    return plan_round(
-        store, champion, new, earlier, threshold=threshold, floor=0.1, most_groups=most_groups
-    )
+    return plan_round(store, champion, new, earlier, threshold=threshold, floor=0.1, most_groups=most_groups)
 
 
 def learned(

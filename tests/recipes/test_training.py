@@ -19,7 +19,7 @@ from recipes.smol_llava.talk import TalkSettings, begin, build, talk
 from recipes.smol_llava.tell import KINDS, TOWER, Teller, TellSettings, length_loss, tell, told_loss
 from serving import embedded
 
-SMALL = {"batch_size": 4, "workers": 0, "save_every": 1, "compiled": False}
+SMALL: dict[str, Any] = {"batch_size": 4, "workers": 0, "save_every": 1, "compiled": False}
 
 
 @pytest.fixture(scope="module")
