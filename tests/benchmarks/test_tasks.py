@@ -92,7 +92,7 @@ def test_the_quick_form_says_what_it_leaves_out() -> None:
     said = "; ".join(QUICK.cuts(FULL))
     for cut in (
         "without the tasks emoji, flags",
-        "rows 120 instead of 400",
+        "rows 64 instead of 400",
         "seeds 0 instead of 0, 1, 2",
         "orders origin",
     ):
