@@ -155,8 +155,8 @@ def write_model(gguf: Path, directory: Path) -> None:
 def processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """Tokenizer, pictures and chat template in one.
 
-    Oblong pictures are squeezed into a square: of shapes drawn on 144 x 96 pixels the tower then counts 63 % right,
-    against 30 % when the sides are cut off, as is usual, and 0 % when grey bars are added.
+    Oblong pictures are squeezed into a square: of shapes drawn on 144 x 96 pixels its first tower then counted 63 %
+    right, against 30 % when the sides are cut off, as is usual, and 0 % when grey bars are added.
     """
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import CLIPImageProcessor, LlavaProcessor

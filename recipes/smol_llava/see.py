@@ -51,7 +51,7 @@ SHOWN = 3
 class SeeSettings:
     """How stage 1 is trained."""
 
-    steps: int = 3000
+    steps: int = 3300
     batch_size: int = 96
     learning_rate: float = 2e-3
     warmup_steps: int = 100

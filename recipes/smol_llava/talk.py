@@ -46,7 +46,7 @@ LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|
 class TalkSettings:
     """How stage 2 is trained."""
 
-    steps: int = 1000
+    steps: int = 2300
     tokens: int = 512
     """Padded size of a batch."""
     projector_rate: float = 5e-5

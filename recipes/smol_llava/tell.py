@@ -57,7 +57,7 @@ SHARPNESS = 20.0
 class TellSettings(SeeSettings):
     """How stage 1b is trained, where it differs from stage 1."""
 
-    steps: int = 6000
+    steps: int = 3800
     learning_rate: float = 1.5e-3
     naming: float = 0.5
     """Weight of what single patches say."""
