@@ -5,6 +5,7 @@
     tell       stage 1b: train tower and projector to tell what a picture shows
     pack       write what the last stage has reached to recipes/smol_llava/checkpoint
     unpack     go on from what was packed there
+    take-back  go on with stage 2 from what is shipped in serving/embedded
     talk       stage 2: train projector, tower and the language model's difference
     ship       pack the result into serving/embedded
     evaluate   print the table of abilities of the model that is in serving/embedded
@@ -25,7 +26,7 @@ from recipes.smol_llava import digits, sources, sprites
 from recipes.smol_llava.chats import smollm2
 from recipes.smol_llava.evaluate import evaluate, kept
 from recipes.smol_llava.see import SeeSettings, see
-from recipes.smol_llava.ship import pack, ship, unpack
+from recipes.smol_llava.ship import pack, ship, take_back, unpack
 from recipes.smol_llava.talk import TalkSettings, talk
 from recipes.smol_llava.tell import TellSettings, tell
 from serving import embedded
@@ -63,7 +64,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "step", choices=("fetch", "see", "tell", "pack", "unpack", "talk", "ship", "evaluate", "all")
+        "step",
+        choices=("fetch", "see", "tell", "pack", "unpack", "take-back", "talk", "ship", "evaluate", "all"),
     )
     parser.add_argument(
         "--work", type=Path, required=True, help="directory for downloads, checkpoints and models"
@@ -87,6 +89,8 @@ def main() -> None:
         pack(out, reached[-1], PACKED)
     if given.step == "unpack":
         unpack(out, PACKED)
+    if given.step == "take-back":
+        take_back(out)
     if given.step in ("talk", "all"):
         talk(cache, out, TalkSettings(steps=given.talk_steps, workers=given.workers))
     if given.step in ("ship", "all"):

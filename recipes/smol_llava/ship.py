@@ -33,6 +33,15 @@ def ship(out: Path, parts: Path = PARTS) -> None:
     (parts / "parts.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
+def take_back(out: Path, parts: Path = PARTS) -> None:
+    """Write what is shipped in `parts` to `out`, as a checkpoint from which stage 2 begins at its first step."""
+    shipped = {f"{_VISION}{name}": one for name, one in load_file(parts / VISION).items()}
+    shipped |= {tuned_name(name): one for name, one in load_file(parts / LANGUAGE).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: one.float() for name, one in shipped.items()}
+    torch.save({"step": 0, "model": weights, "optimizers": None}, out / "talk.pt")
+
+
 def pack(out: Path, stage: str, directory: Path) -> None:
     """Write the weights of a stage's checkpoint in `out` to `directory`, small enough for a repository."""
     weights = torch.load(out / f"{stage}.pt", weights_only=True, map_location="cpu")["model"]
@@ -57,6 +66,12 @@ def difference_name(name: str) -> str:
     """Return `model.layers.0….q_proj.A` for PEFT's `….language_model.layers.0….q_proj.lora_A.default.weight`."""
     module, _, side = name.partition(".lora_")
     return f"model.{module.partition('.language_model.')[2]}.{side[0]}"
+
+
+def tuned_name(name: str) -> str:
+    """Return PEFT's name for what `difference_name` has made of it."""
+    module, _, side = name.rpartition(".")
+    return f"{_VISION}language_model.{module.removeprefix('model.')}.lora_{side}.default.weight"
 
 
 def write_config(path: Path) -> None:

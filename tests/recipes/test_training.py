@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.smol_llava.drawing import Artist
 from recipes.smol_llava.see import PATCHES, Drawn, Namer, Right, SeeSettings, halves, named_loss, see
-from recipes.smol_llava.ship import difference_name, pack, ship, unpack
+from recipes.smol_llava.ship import difference_name, pack, ship, take_back, unpack
 from recipes.smol_llava.slots import GROUND, Lexicon
 from recipes.smol_llava.talk import TalkSettings, begin, build, talk
 from recipes.smol_llava.tell import KINDS, TOWER, Teller, TellSettings, length_loss, tell, told_loss
@@ -67,7 +67,7 @@ def test_stage_2_begins_with_tower_and_projector_of_stage_1b(trained: Path) -> N
 
 
 def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
-    """Weights under PEFT's names arrive in bf16 under the names and with the scale that assembling reads."""
+    """Weights under PEFT's names arrive in bf16 under the names that assembling reads, and can be taken back."""
     layer = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
     weights = {
         "base_model.model.model.vision_tower.embeddings.class_embedding": torch.randn(256),
@@ -87,6 +87,10 @@ def test_what_is_shipped_is_what_was_trained(tmp_path: Path) -> None:
     assert config["vision_config"]["num_hidden_layers"] == TOWER.num_hidden_layers
     assert config["image_seq_length"] == 36
     assert set(json.loads((tmp_path / "parts.json").read_text())) == {embedded.VISION, embedded.LANGUAGE}
+    take_back(tmp_path / "again", tmp_path)
+    again = torch.load(tmp_path / "again" / "talk.pt", weights_only=True)["model"]
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weight.bfloat16().float()) for name, weight in weights.items())
 
 
 def test_assembling_adds_the_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
