@@ -60,11 +60,6 @@ class Plan:
     """Datasets that belong to other groups and wait for a round of their own."""
     grouping: Grouping | None = None
 
-    @property
-    def opens_group(self) -> bool:
-        """Whether its datasets resemble no group that there is."""
-        return self.grouping is not None and self.parent is None
-
 
 def plan_round(
     store: Store,

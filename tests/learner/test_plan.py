@@ -95,7 +95,7 @@ def test_first_round_opens_a_group_and_leaves_other_datasets(store: Store, admin
         for form, subject in ((WORD, "dogs"), (LETTER, "choices"), (WORD, "cats"))
     )
     planned = plan(store, [dogs, letters, cats])
-    assert planned.opens_group
+    assert planned.parent is None
     assert planned.left == (letters,)
     assert planned.grouping is not None
     assert planned.grouping.facts() == {
@@ -129,7 +129,7 @@ def test_dataset_like_no_group_opens_one(store: Store, admin: User) -> None:
     """A new adapter starts from the bare base model, with nothing to protect; the others stay as they are."""
     two_groups(store, admin)
     planned = plan(store, [add(store, admin, CAPTION, "birds")])
-    assert (planned.opens_group, planned.parent, planned.earlier) == (True, None, ())
+    assert (planned.parent, planned.earlier) == (None, ())
     assert planned.grouping is not None
     assert [found and found.number for found in planned.grouping.adapters] == [1, 2, None]
 
@@ -139,7 +139,7 @@ def test_turned_off_again_no_group_is_opened_and_none_is_lost(store: Store, admi
     two_groups(store, admin)
     planned = plan(store, [add(store, admin, CAPTION, "birds")], threshold=0.0)
     assert planned.grouping is not None
-    assert not planned.opens_group
+    assert planned.parent is not None
     assert len(planned.grouping.adapters) == 2
 
 
@@ -147,7 +147,7 @@ def test_without_room_for_another_group_the_nearest_learns(store: Store, admin: 
     """Where servers take no third adapter, what resembles no group goes on with the one it resembles most."""
     two_groups(store, admin)
     birds = add(store, admin, "Answer with the letter of a bird.", "birds")
-    assert plan(store, [birds]).opens_group
+    assert plan(store, [birds]).parent is None
     planned = plan(store, [birds], most_groups=2)
     assert planned.parent == store.generations.get(2)
     assert planned.grouping is not None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import groups
-from serving.groups import Codebook, assign, instruction_of, profiles_of, route
+from serving.groups import Codebook, assign, instruction_of, profiles_of, route, similarity
 
 THINGS = (
     "dog",
@@ -87,6 +87,17 @@ def test_dataset_of_a_new_form_opens_a_group(name: str) -> None:
     """A form that the codebook does not know gets the next number."""
     others = [other for other in FORMATS if other != name]
     assert assign(instructions(name), book(*others), 0.5) == len(others)
+
+
+def test_similarity_is_what_joining_compares() -> None:
+    """Two datasets alone share an adapter up to just that threshold; the same texts are wholly alike."""
+    one, other = ["Answer with a letter."], ["Answer with one word."]
+    alike = similarity(one, other)
+    book = Codebook().extended(0, one)
+    assert assign(other, book, alike - 1e-9) == 0
+    assert assign(other, book, alike + 1e-9) == 1
+    assert similarity(one, one) == pytest.approx(1)
+    assert similarity(one, ["Quelle heure?"]) == 0
 
 
 def test_first_dataset_opens_the_first_group() -> None:
