@@ -1,4 +1,7 @@
-"""Writes what was measured to docs/: a page with all tables and pictures, and its main table into docs/continual.md."""
+"""Writes what was measured to docs/: a page with all tables and pictures, and its main table into docs/continual.md.
+
+The lines that everything was computed from go there as well, so that another machine can add to them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.continual import plots, tables
+from benchmarks.continual.protocol import FILE as PROTOCOL_FILE
 from benchmarks.continual.protocol import Protocol, read
+from benchmarks.continual.results import FILE as RESULTS_FILE
 from benchmarks.continual.results import Results, Round
 from benchmarks.continual.summary import base_of, finished
 
@@ -37,6 +42,9 @@ def report(directory: Path, docs: Path) -> Path:
     for order in orders:
         plots.matrices(runs, order, folder / f"{name}-{order}.png")
     shutil.copyfile(directory / EXAMPLES, folder / f"{name}-{EXAMPLES}")
+    (folder / name).mkdir(exist_ok=True)
+    for raw in (PROTOCOL_FILE, RESULTS_FILE):
+        shutil.copyfile(directory / raw, folder / name / raw)
 
     main = tables.accuracies(runs, base)
     parts = [
@@ -60,6 +68,7 @@ def report(directory: Path, docs: Path) -> Path:
     if base is not None and base.general:
         parts += ["## General suite", "Accuracy in percent after the last round.", tables.general(runs, base)]
     parts += ["## The tasks", f"![One example of each task]({name}-{EXAMPLES})"]
+    parts += ["## Raw lines", f"[One line of JSON for each round]({name}/{RESULTS_FILE}), with some answers."]
     page = folder / f"{name}.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

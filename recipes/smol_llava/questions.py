@@ -203,15 +203,15 @@ ASKERS: dict[str, Callable[[random.Random, Scene], Asked]] = {
 
 ABILITIES: dict[str, list[tuple[str, float]]] = {
     "shapes": [
-        ("color", 3), ("shape", 3), ("position", 8), ("count", 6), ("relation", 8), ("exists", 4), ("describe", 1.5),
+        ("color", 3), ("shape", 3), ("position", 8), ("count", 5), ("relation", 10), ("exists", 4), ("describe", 1),
         ("reading", 0.3),
     ],
     "text": [("reading", 10), ("describe", 1), ("no shapes", 0.3)],
     "emoji": [("name", 6), ("subgroup", 4), ("describe", 1), ("reading", 0.3), ("no shapes", 0.2)],
     "emojis": [("which", 4), ("position", 3), ("relation", 3), ("count", 2), ("describe", 1)],
-    "chart": [("bars", 5), ("relation", 3), ("count", 2), ("describe", 1)],
+    "chart": [("bars", 6), ("relation", 5), ("count", 2), ("describe", 0.7)],
     "clock": [("time", 5), ("describe", 1)],
-    "board": [("cell", 4), ("count", 3), ("describe", 1)],
+    "board": [("cell", 7), ("count", 3), ("describe", 0.7)],
     "arrow": [("direction", 4), ("describe", 1)],
     "nothing": [("name", 4), ("describe", 3), ("subgroup", 2), ("reading", 1), ("no shapes", 1)],
 }  # fmt: skip

@@ -21,10 +21,10 @@ from recipes.smol_llava.see import pixels_of
 IGNORED = -100
 TURNS = {
     "shapes": 8,
-    "emojis": 4,
+    "emojis": 6,
     "emoji": 2,
-    "board": 4,
-    "chart": 4,
+    "board": 8,
+    "chart": 8,
     "nothing": 1,
     "text": 2,
     "clock": 1,
@@ -34,7 +34,7 @@ TURNS = {
 TWO_PICTURES = 0.04
 """Share of conversations about two pictures."""
 KINDS = {
-    "shapes": 0.42, "text": 0.16, "emoji": 0.18, "emojis": 0.06, "chart": 0.05, "clock": 0.03, "board": 0.04,
+    "shapes": 0.38, "text": 0.17, "emoji": 0.14, "emojis": 0.05, "chart": 0.10, "clock": 0.02, "board": 0.08,
     "arrow": 0.01, "nothing": 0.05,
 }  # fmt: skip
 """How often each kind of picture is talked of."""

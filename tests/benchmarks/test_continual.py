@@ -143,7 +143,7 @@ def test_a_stopped_run_goes_on_after_its_last_round(
 
 
 def test_the_report_shows_every_method_and_fills_the_page(done: Path, tmp_path: Path) -> None:
-    """Tables, pictures and the marked place of the page in docs come from the results alone."""
+    """Tables, pictures and the marked place of the page in docs come from the results alone, whose raw lines go along."""
     page = tmp_path / "continual.md"
     page.write_text("# Title\n\n<!-- tiny -->\nold\n<!-- end of tiny -->\n\nThe end.\n", encoding="utf-8")
     written = report(done / "tiny", tmp_path).read_text(encoding="utf-8")
@@ -152,6 +152,7 @@ def test_the_report_shows_every_method_and_fills_the_page(done: Path, tmp_path: 
     for picture in ("plane", "origin", "examples"):
         assert (tmp_path / "continual" / f"tiny-{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(tiny-{picture}.png)" in written
+    assert Results(tmp_path / "continual" / "tiny").rounds() == Results(done / "tiny").rounds()
     filled = page.read_text(encoding="utf-8")
     assert "old" not in filled
     assert filled.startswith("# Title")

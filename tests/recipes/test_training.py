@@ -122,6 +122,7 @@ def test_stage_2_trains_all_three_parts_and_resumes(cache: Path, trained: Path) 
     (trained / "chats.json").write_text(json.dumps([["Hello!", "Hi there."]] * 2), encoding="utf-8")
     common: dict[str, Any] = {
         "tokens": 160, "text_every": 2, "text_rows": 1, "chats": 2, "workers": 0, "save_every": 1, "warmup_steps": 1,
+        "compiled": False,
     }  # fmt: skip
     start = torch.load(trained / "tell.pt", weights_only=True)["model"]
     for steps in (1, 2):
