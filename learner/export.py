@@ -31,7 +31,7 @@ from torch.nn.functional import log_softmax
 
 from learner.data import IGNORED
 from learner.loss import kept_logits
-from learner.model import ADAPTER
+from learner.model import ADAPTER, to_bfloat16
 from learner.train import POLICY_STATE, TrainedAdapter
 from serving.groups import Codebook
 from serving.manifest import write_manifest
@@ -151,7 +151,7 @@ def probe_of(trained: TrainedAdapter) -> Probe:
 
     Both are computed as a server computes them: everything in bf16, the adapter's weights included.
     """
-    trained.model.to(torch.bfloat16)
+    to_bfloat16(trained.model)
     prompts = [_prompt(trained, row, images) for row, images in _probe_rows(trained)]
     moved = sum(distance(prompt.logprobs, prompt.base_logprobs) for prompt in prompts) / len(prompts)
     return Probe(prompts=prompts, moved=moved > TOLERANCE)

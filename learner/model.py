@@ -38,6 +38,15 @@ def load_base(base: Path, device: torch.device) -> tuple[PreTrainedModel, Proces
     return model.to(device), processor
 
 
+def to_bfloat16(model: nn.Module) -> None:
+    """Round all weights, but no buffer: rotary frequencies are one, and servers keep them in fp32, as training does.
+
+    `Module.to(torch.bfloat16)` rounds them, too: SmolLM2's angles are off by 0.14 at a distance of 100 tokens then.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+
+
 def attach_adapter(
     model: PreTrainedModel, settings: LearnerSettings, parent: Path | None, max_rank: int
 ) -> PeftModel:

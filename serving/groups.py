@@ -97,13 +97,11 @@ def similarity(one: Sequence[str], other: Sequence[str]) -> float:
     return _dot(left, right)
 
 
-def route(text: str, codebook: Codebook) -> int:
-    """Return the group whose instructions a single text resembles most; the first if it resembles none."""
-    return nearest(text, codebook)[0]
-
-
 def nearest(text: str, codebook: Codebook) -> tuple[int, float]:
-    """Return the group that `route` chooses, and how much the text resembles it: a cosine, 0 to 1."""
+    """Return the group whose instructions a text resembles most, and how much: a cosine, 0 to 1.
+
+    Of groups that it resembles equally, or not at all, the first.
+    """
     profiles = profiles_of(codebook)
     vector = profiles.vector(instruction_of(text))
     similarities = [_dot(vector, mean) for mean in profiles.means]

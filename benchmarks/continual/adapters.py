@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from benchmarks.continual.answers import Answerer, device
 from benchmarks.continual.tasks import Pictures, Task, question_of
 from benchmarks.continual.teacher import Facts, Learned, Lesson, Taught, Teacher
 from learner.export import export
-from learner.model import load_base
+from learner.model import load_base, to_bfloat16
 from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob, train
-from serving.groups import Codebook, assign, route
+from serving.groups import Codebook, assign, nearest
 from storage.records import Row
+
+BARE = -1
+"""In place of a group: no adapter, which is what the base model is."""
 
 
 class AdapterTeacher(Teacher):
@@ -79,29 +81,38 @@ class AdapterTeacher(Teacher):
 
     def answerer(self, base: Path, learned: Learned, batch_size: int) -> Answerer:
         """Load what was exported."""
-        return AdapterAnswerer(base, learned.adapters, learned.codebook, batch_size)
+        return AdapterAnswerer(base, learned.adapters, learned.codebook, self.learner.group_floor, batch_size)
 
 
 class AdapterAnswerer(Answerer):
     """The base model with one adapter, or one for each group of instructions."""
 
     def __init__(
-        self, base: Path, adapters: Sequence[Path], codebook: Codebook | None, batch_size: int
+        self, base: Path, adapters: Sequence[Path], codebook: Codebook | None, floor: float, batch_size: int
     ) -> None:
         bare, processor = load_base(base, device())
         model = PeftModel.from_pretrained(bare, adapters[0], adapter_name="0")
         for group, adapter in enumerate(adapters[1:], start=1):
             model.load_adapter(adapter, adapter_name=str(group))
-        super().__init__(model.to(torch.bfloat16), processor, batch_size)
+        to_bfloat16(model)
+        super().__init__(model, processor, batch_size)
         self.codebook = codebook
+        self.floor = floor
 
     def choose(self, rows: Sequence[Row], pictures: Pictures) -> list[int]:
-        """Route each question by its text."""
-        return [0 if self.codebook is None else route(question_of(row), self.codebook) for row in rows]
+        """Route each question by its text, as the server does: what resembles no group goes to the base model."""
+        if self.codebook is None:
+            return [0] * len(rows)
+        found = [nearest(question_of(row), self.codebook) for row in rows]
+        return [group if similarity >= self.floor else BARE for group, similarity in found]
 
     def select(self, chosen: int) -> None:
-        """Let the adapter of a group answer."""
-        self.model.set_adapter(str(chosen))
+        """Let the adapter of a group answer, or the base model."""
+        if chosen == BARE:
+            self.model.disable_adapter_layers()
+        else:
+            self.model.enable_adapter_layers()
+            self.model.set_adapter(str(chosen))
 
 
 def group_of(task: Task, codebook: Codebook | None, threshold: float | None) -> tuple[int, Codebook | None]:

@@ -39,7 +39,7 @@ from benchmarks.continual.answers import Answerer, device
 from benchmarks.continual.teacher import Facts, Learned, Lesson, Taught, Teacher
 from benchmarks.continual.tuning import check_llava, keep, kept, opened, size, tune
 from learner.features import ImageEncoder
-from learner.model import language_model, load_base, trainable
+from learner.model import language_model, load_base, to_bfloat16, trainable
 from learner.policies.policy import Policy, Task
 from learner.policies.subspace import InputMoments, empty_basis, grow, project_out, spread
 from learner.settings import LearnerSettings
@@ -238,7 +238,8 @@ class TokenTeacher(Teacher):
         model, processor = load_base(base, device())
         attached = self.attach(model)
         put(trainable(attached)[1][0], kept(learned))
-        return TokenAnswerer(attached.to(torch.bfloat16), processor, batch_size)
+        to_bfloat16(attached)
+        return TokenAnswerer(attached, processor, batch_size)
 
 
 class PromptTeacher(TokenTeacher):

@@ -76,6 +76,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--questions", type=int, default=200, help="questions per ability")
     given = parser.parse_args()
+    try:
+        run(given)
+    except FileExistsError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run one step, or all."""
     cache, out = given.work / "cache", given.work / "training"
     if given.step in ("fetch", "all"):
         sources.fetch(cache)

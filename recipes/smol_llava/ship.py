@@ -34,7 +34,11 @@ def ship(out: Path, parts: Path = PARTS) -> None:
 
 
 def take_back(out: Path, parts: Path = PARTS) -> None:
-    """Write what is shipped in `parts` to `out`, as a checkpoint from which stage 2 begins at its first step."""
+    """Write what is shipped in `parts` to `out`, as a checkpoint from which stage 2 begins at its first step.
+
+    Raises FileExistsError if something was trained there.
+    """
+    refuse_used(out)
     shipped = {f"{_VISION}{name}": one for name, one in load_file(parts / VISION).items()}
     shipped |= {tuned_name(name): one for name, one in load_file(parts / LANGUAGE).items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -50,11 +54,25 @@ def pack(out: Path, stage: str, directory: Path) -> None:
 
 
 def unpack(out: Path, directory: Path) -> None:
-    """Write all stages packed in `directory` to `out`, as checkpoints from which training begins at its first step."""
+    """Write all stages packed in `directory` to `out`, as checkpoints from which training begins at its first step.
+
+    Raises FileExistsError if something was trained there: a later stage would go on from that.
+    """
+    refuse_used(out)
     out.mkdir(parents=True, exist_ok=True)
     for path in directory.glob("*.safetensors"):
         weights = {name: one.float() for name, one in load_file(path).items()}
         torch.save({"step": 0, "model": weights, "optimizers": None}, out / f"{path.stem}.pt")
+
+
+def refuse_used(out: Path) -> None:
+    """Raise FileExistsError if `out` has a checkpoint of any stage."""
+    for stage in ("see", "tell", "talk"):
+        if (out / f"{stage}.pt").exists():
+            raise FileExistsError(
+                f"{out / f'{stage}.pt'} is there already. Name another directory with --work, or remove the file "
+                "if what was trained there is not wanted any more."
+            )
 
 
 def small(tensor: Tensor) -> Tensor:

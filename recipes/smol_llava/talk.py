@@ -30,6 +30,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from learner.model import to_bfloat16
 from recipes.smol_llava.chats import answered
 from recipes.smol_llava.rows import IGNORED, Conversations, Writer, collate
 from recipes.smol_llava.see import PATCHES, normalised, share_at
@@ -81,8 +82,8 @@ def build() -> tuple[PeftModel, LlavaProcessor]:
     model.model.language_model.load_state_dict(language)
     model.tie_weights()
     model.requires_grad_(requires_grad=False)
-    model.model.language_model.to(torch.bfloat16)
-    model.lm_head.to(torch.bfloat16)
+    to_bfloat16(model.model.language_model)
+    to_bfloat16(model.lm_head)
     model.set_attn_implementation("eager")
     adapted = get_peft_model(
         model, LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LANGUAGE, bias="none")

@@ -143,7 +143,7 @@ def test_a_stopped_run_goes_on_after_its_last_round(
 
 
 def test_the_report_shows_every_method_and_fills_the_page(done: Path, tmp_path: Path) -> None:
-    """Tables, pictures and the marked place of the page in docs come from the results alone, whose raw lines go along."""
+    """Tables, pictures and the marked place of the page in docs come from the results alone; raw lines go along."""
     page = tmp_path / "continual.md"
     page.write_text("# Title\n\n<!-- tiny -->\nold\n<!-- end of tiny -->\n\nThe end.\n", encoding="utf-8")
     written = report(done / "tiny", tmp_path).read_text(encoding="utf-8")

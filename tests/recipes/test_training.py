@@ -156,6 +156,18 @@ def test_a_stage_goes_on_from_what_was_packed(cache: Path, trained: Path, tmp_pa
     assert torch.load(tmp_path / f"{stage}.pt", weights_only=True)["step"] == 1
 
 
+def test_what_was_trained_is_not_written_over(trained: Path, tmp_path: Path) -> None:
+    """Where a stage has a checkpoint, neither shipped nor packed weights are put, and the message says what to do."""
+    pack(trained, "see", tmp_path / "packed")
+    before = (trained / "see.pt").read_bytes()
+    for write in (lambda: unpack(trained, tmp_path / "packed"), lambda: take_back(trained)):
+        with pytest.raises(
+            FileExistsError, match=r"see\.pt is there already\. Name another directory with --work"
+        ):
+            write()
+    assert (trained / "see.pt").read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def teller(processor: Any) -> Teller:
     """A tower and a projector that point at a few words, untrained."""

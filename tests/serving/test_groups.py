@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import groups
-from serving.groups import Codebook, assign, instruction_of, profiles_of, route, similarity
+from serving.groups import Codebook, assign, instruction_of, nearest, profiles_of, similarity
 
 THINGS = (
     "dog",
@@ -124,21 +124,21 @@ def test_group_of_many_different_texts_resembles_itself() -> None:
 def test_request_is_routed_by_itself(name: str) -> None:
     """Each single question of a form goes to the group of that form."""
     for text in instructions(name, ["grey bird", "phone"]):
-        assert route(text, book(*FORMATS)) == list(FORMATS).index(name)
+        assert nearest(text, book(*FORMATS))[0] == list(FORMATS).index(name)
 
 
 @pytest.mark.parametrize("text", ["", "   \n ", "!?", "zzz qqq", "你好"])
 def test_request_that_resembles_nothing_goes_to_the_first_group(text: str) -> None:
     """Texts without a known word raise nothing and have a fixed place; so has any text in an empty codebook."""
-    assert route(text, book(*FORMATS)) == 0
-    assert route(text, Codebook()) == 0
+    assert nearest(text, book(*FORMATS))[0] == 0
+    assert nearest(text, Codebook())[0] == 0
 
 
 def test_words_of_any_script_count() -> None:
     """Instructions are told apart where words have no blanks between them."""
     codebook = Codebook().extended(0, ["这张图片里有什么？"]).extended(1, ["请用一个词回答问题。"])
-    assert route("请用一个词回答", codebook) == 1
-    assert route("图片里有什么", codebook) == 0
+    assert nearest("请用一个词回答", codebook)[0] == 1
+    assert nearest("图片里有什么", codebook)[0] == 0
 
 
 @given(st.lists(st.lists(st.text(max_size=20), max_size=4), max_size=4), st.text(max_size=30))
@@ -150,7 +150,7 @@ def test_codebook_survives_json_and_every_text_has_a_group(texts: list[list[str]
         codebook = codebook.extended(group, several)
     again = Codebook.from_json(codebook.to_json())
     assert again == codebook
-    assert 0 <= route(text, again) < max(1, len(texts))
+    assert 0 <= nearest(text, again)[0] < max(1, len(texts))
     assert 0 <= assign([text], again, 0.5) <= len(texts)
 
 
