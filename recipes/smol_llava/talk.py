@@ -46,7 +46,7 @@ LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|
 class TalkSettings:
     """How stage 2 is trained."""
 
-    steps: int = 2300
+    steps: int = 5500
     tokens: int = 512
     """Padded size of a batch."""
     projector_rate: float = 5e-5
@@ -55,7 +55,7 @@ class TalkSettings:
     warmup_steps: int = 60
     text_every: int = 6
     """Each batch of this number is of text without pictures."""
-    text_rows: int = 8
+    text_rows: int = 4
     text_weight: float = 16.0
     """What a nat of text weighs: its gradient is that much smaller than a picture's, measured on shipped weights."""
     chats: int = 1024
