@@ -29,10 +29,10 @@ POLICIES = (
 class LearnerSettings(Settings):
     """How the model is taught."""
 
-    policy: str = "llaca"
-    """How a round protects what was learned before; several joined by `+`, as in `llaca+replay`. docs/policies.md
-    says what each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`,
-    `mas`, `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
+    policy: str = "llaca+replay"
+    """How a round protects what was learned before; several joined by `+` work together. docs/policies.md says what
+    each does: `agem`, `cofima`, `dgg`, `ema`, `ewc`, `interpolate`, `joint`, `keeplora`, `llaca`, `lwf`, `mas`,
+    `olora`, `pegp`, `replay`, `sequential`, `slao`, `tir`."""
     rank: int = 16
     """Rank of the adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512. Fixed by the first
     generation; it must not exceed what vLLM was started with."""
