@@ -225,15 +225,21 @@ async def test_an_adapter_without_effect_is_refused_by_the_probe(
 
 async def test_another_adapter_is_refused_by_the_probe(server: Server, name: str, tmp_path: Path) -> None:
     """An adapter that works, but is not the one the learner measured, does not pass."""
-    await server.client.load(name, write_lora(tmp_path / "measured", seed=4, base=server.base))
-    learned, base = await answer_logprobs(server, name), await answer_logprobs(server, BASE)
-    prompt = ProbePrompt(messages=PICTURE, answer=ANSWER, logprobs=learned, base_logprobs=base)
-    other = write_lora(tmp_path / "other", seed=5, base=server.base)
-    Probe(prompts=[prompt], moved=True).write(other)
     wrong = generation_name(next(_numbers))
-    await server.client.load(wrong, other)
+    written = {
+        one: write_lora(tmp_path / str(seed), seed=seed, base=server.base)
+        for seed, one in enumerate((name, wrong), start=4)
+    }
+    for one, directory in written.items():
+        await server.client.load(one, directory)
+    base = await answer_logprobs(server, BASE)
+    said = {one: await answer_logprobs(server, one) for one in written}
+    # The other is the one that moves answers more: one that hardly moves them is refused for that instead.
+    measured, other = sorted(said, key=lambda one: distance(said[one], base))
+    prompt = ProbePrompt(messages=PICTURE, answer=ANSWER, logprobs=said[measured], base_logprobs=base)
+    Probe(prompts=[prompt], moved=True).write(written[other])
     with pytest.raises(ProbeRefused, match="differ from the learner's"):
-        await probes.check(server.client, wrong, other)
+        await probes.check(server.client, other, written[other])
     await server.client.unload(wrong)
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from recipes.smol_llava.evaluate import kept
 from serving import base_model, embedded
 from serving.settings import ServingSettings
 
@@ -97,25 +98,8 @@ def test_template_with_image_is_the_trained_one(processor: Any, kind: str, *, im
 
 
 def test_it_talks_as_smollm2_does(model: Any, processor: Any, smollm2: tuple[Any, Any]) -> None:
-    """Without a picture, at least 9 of 10 words of SmolLM2's own answers are what this model would say there, too."""
-    language_model, tokenizer = smollm2
-    chosen = words = 0
-    for question in (
-        "What is the capital of France?",
-        "Tell me a joke.",
-        "How do plants grow?",
-        "Who are you?",
-    ):
-        chat = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        inputs = processor.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-        start = inputs["input_ids"].shape[1]
-        with torch.no_grad():
-            said = language_model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
-            found = model(input_ids=said).logits[0, start - 1 : -1].argmax(-1)
-        chosen += int((found == said[0, start:]).sum())
-        words += said.shape[1] - start
-    assert chosen / words >= 0.9, f"{chosen} of {words}"
+    """Of SmolLM2's answers to the card's 50 questions, this model would say at least 9 of 10 words there, too."""
+    assert kept(model, smollm2[0], processor, 50).same_choice >= 90
 
 
 def test_tokens_are_smollm2s(processor: Any) -> None:
