@@ -3,8 +3,8 @@
 A group is a set of instructions; a new dataset joins the group that its instructions resemble, or opens one. The
 authors' program (instruct/LoRASelect.py in JingyangQiao/CoIN) weighs words anew for each pair of texts, decides once
 per test file, and sends what resembles nothing to the group that happens to be the last. Here the words of the whole
-codebook are weighed once, each request is routed by itself, and what resembles nothing goes to the first group, whose
-adapter is the closest to the base model. Their thresholds (0.9 and 0.3) do not carry over.
+codebook are weighed once, each request is routed by itself, and what resembles no group enough goes to the base model.
+Their thresholds (0.9 and 0.3) do not carry over.
 
 It uses the standard library alone, so that a process which only routes needs nothing else. Groups count from 0.
 """
@@ -95,6 +95,12 @@ def similarity(one: Sequence[str], other: Sequence[str]) -> float:
     """Return how alike the instructions of two datasets are, if there are no others: what `assign` compares, 0 to 1."""
     left, right = profiles_of(Codebook().extended(0, one).extended(1, other)).means
     return _dot(left, right)
+
+
+def route(text: str, codebook: Codebook, floor: float) -> int | None:
+    """Return the group whose adapter answers a text; None, the base model, if it resembles none by at least `floor`."""
+    group, similarity = nearest(text, codebook)
+    return group if similarity >= floor else None
 
 
 def nearest(text: str, codebook: Codebook) -> tuple[int, float]:

@@ -11,7 +11,7 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-from serving.groups import Codebook, nearest
+from serving.groups import Codebook, route
 from storage.errors import AdapterChanged
 from storage.generations import BASE, Generations
 from storage.records import Conversation, Generation, generation_name, text_of
@@ -41,8 +41,8 @@ def adapter_for(generation: Generation, conversation: Conversation) -> int:
     if groups is None:
         return generation.number
     with _ONE_AT_A_TIME:
-        group, similarity = nearest(question_of(conversation), read_codebook(generation.directory))
-    return groups.adapters[group] if similarity >= groups.floor else BASE
+        group = route(question_of(conversation), read_codebook(generation.directory), groups.floor)
+    return BASE if group is None else groups.adapters[group]
 
 
 def question_of(conversation: Conversation) -> str:

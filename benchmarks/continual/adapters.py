@@ -17,7 +17,7 @@ from learner.model import load_base, to_bfloat16
 from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob, train
-from serving.groups import Codebook, assign, nearest
+from serving.groups import Codebook, assign, route
 from storage.records import Row
 
 BARE = -1
@@ -45,13 +45,14 @@ class AdapterTeacher(Teacher):
         return Learned(codebook=None if self.groups is None else Codebook())
 
     def teach(self, lesson: Lesson) -> Taught:
-        """Train an adapter as the product does; one that was cut off goes on from its checkpoint."""
+        """Train an adapter as the product does."""
         learned = lesson.learned
         group, codebook = group_of(lesson.new, learned.codebook, self.groups)
         earlier = [
             task.train for task, its in zip(lesson.tasks[:-1], learned.groups, strict=True) if its == group
         ]
         workspace = lesson.place / f"round-{len(lesson.tasks)}"
+        shutil.rmtree(workspace, ignore_errors=True)  # of a round that was cut off, whose time would be lost
         job = TrainingJob(
             base=lesson.base,
             parent_adapter=learned.adapters[group] if group < len(learned.adapters) else None,
@@ -103,8 +104,8 @@ class AdapterAnswerer(Answerer):
         """Route each question by its text, as the server does: what resembles no group goes to the base model."""
         if self.codebook is None:
             return [0] * len(rows)
-        found = [nearest(question_of(row), self.codebook) for row in rows]
-        return [group if similarity >= self.floor else BARE for group, similarity in found]
+        found = [route(question_of(row), self.codebook, self.floor) for row in rows]
+        return [BARE if group is None else group for group in found]
 
     def select(self, chosen: int) -> None:
         """Let the adapter of a group answer, or the base model."""

@@ -41,10 +41,12 @@ def report(directory: Path, docs: Path) -> Path:
     orders = sorted({run.order for mine in runs.values() for run in mine})
     for order in orders:
         plots.matrices(runs, order, folder / f"{name}-{order}.png")
-    shutil.copyfile(directory / EXAMPLES, folder / f"{name}-{EXAMPLES}")
-    (folder / name).mkdir(exist_ok=True)
-    for raw in (PROTOCOL_FILE, RESULTS_FILE):
-        shutil.copyfile(directory / raw, folder / name / raw)
+    kept = folder / name
+    kept.mkdir(exist_ok=True)
+    if not kept.samefile(directory):  # else they are there already, and the examples beside them
+        shutil.copyfile(directory / EXAMPLES, folder / f"{name}-{EXAMPLES}")
+        for raw in (PROTOCOL_FILE, RESULTS_FILE):
+            shutil.copyfile(directory / raw, kept / raw)
 
     main = tables.accuracies(runs, base)
     parts = [
@@ -87,10 +89,11 @@ def described(protocol: Protocol, rounds: Sequence[Round]) -> str:
     orders = sorted({one.order for one in rounds if one.settings})
     shared = ", ".join(f"{name} {value}" for name, value in protocol.learner.items())
     machines = " and ".join(sorted({one.machine for one in rounds}))
+    days = " to ".join(dict.fromkeys(pick(one.at for one in rounds)[:10] for pick in (min, max)))
     return (
         f"Base model `{protocol.base}`; tasks {', '.join(protocol.tasks)}; up to {protocol.rows} rows to learn and "
         f"{protocol.holdout} to be asked per task; orders {', '.join(orders)}; seeds {', '.join(map(str, seeds))}; "
-        f"{shared}. On {machines}, {min(one.at for one in rounds)[:10]} to {max(one.at for one in rounds)[:10]}."
+        f"{shared}. On {machines}, {days}."
     )
 
 

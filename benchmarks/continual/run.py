@@ -1,7 +1,7 @@
 """One run: a method learns the tasks in one order, round after round, as the product does, and is asked all of them.
 
-A round that was measured is not trained again. One that was cut off goes on from its checkpoint if the learner trains
-it, and is trained anew by methods that only the benchmark has.
+A round that was measured is not trained again. One that was cut off is trained anew, so that its time is that of a
+whole round.
 """
 
 from __future__ import annotations

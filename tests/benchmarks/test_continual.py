@@ -158,6 +158,8 @@ def test_the_report_shows_every_method_and_fills_the_page(done: Path, tmp_path: 
     assert filled.startswith("# Title")
     assert filled.endswith("The end.\n")
     assert "| `sequential` | 1 |" in filled
+    # What a report has copied is enough for the next one.
+    assert report(tmp_path / "continual" / "tiny", tmp_path).read_text(encoding="utf-8") == written
     assert "(continual/tiny.md)" in filled
 
 

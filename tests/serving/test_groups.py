@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import groups
-from serving.groups import Codebook, assign, instruction_of, nearest, profiles_of, similarity
+from serving.groups import Codebook, assign, instruction_of, nearest, profiles_of, route, similarity
 
 THINGS = (
     "dog",
@@ -128,10 +128,20 @@ def test_request_is_routed_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   \n ", "!?", "zzz qqq", "你好"])
-def test_request_that_resembles_nothing_goes_to_the_first_group(text: str) -> None:
-    """Texts without a known word raise nothing and have a fixed place; so has any text in an empty codebook."""
-    assert nearest(text, book(*FORMATS))[0] == 0
-    assert nearest(text, Codebook())[0] == 0
+def test_request_that_resembles_nothing_goes_to_the_base_model(text: str) -> None:
+    """Texts without a known word raise nothing and resemble no group, nor does any text one of an empty codebook."""
+    for codebook in (book(*FORMATS), Codebook()):
+        assert nearest(text, codebook) == (0, 0.0)
+        assert route(text, codebook, 0.3) is None
+
+
+def test_floor_is_where_a_group_begins_to_answer() -> None:
+    """A text goes to the group that it resembles most if that is as much as the floor, and not if it is a bit less."""
+    text = "Answer the question in a word or two, please."
+    group, alike = nearest(text, book(*FORMATS))
+    assert 0 < alike < 1
+    assert route(text, book(*FORMATS), alike) == group
+    assert route(text, book(*FORMATS), alike + 1e-9) is None
 
 
 def test_words_of_any_script_count() -> None:
