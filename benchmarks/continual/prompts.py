@@ -39,9 +39,10 @@ from benchmarks.continual.answers import Answerer, device
 from benchmarks.continual.teacher import Facts, Learned, Lesson, Taught, Teacher
 from benchmarks.continual.tuning import check_llava, keep, kept, opened, size, tune
 from learner.features import ImageEncoder
+from learner.memory import spread
 from learner.model import language_model, load_base, to_bfloat16, trainable
 from learner.policies.policy import Policy, Task
-from learner.policies.subspace import InputMoments, empty_basis, grow, project_out, spread
+from learner.policies.subspace import InputMoments, empty_basis, grow, project_out
 from learner.settings import LearnerSettings
 from storage.records import Row
 from storage.settings import MEBIBYTE

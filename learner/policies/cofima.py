@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.policies.importance import fisher, spread
+from learner.memory import spread
+from learner.policies.importance import fisher
 from learner.policies.policy import Policy, Task
 from learner.policies.tensors import copies, numbered
 

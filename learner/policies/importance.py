@@ -1,28 +1,27 @@
-"""How much each entry of the adapter matters for some rows, measured by gradients at the weights as they are."""
+"""How much each entry of the adapter matters for some rows, measured by gradients at the weights as they are.
+
+Shape suffixes: B rows of a batch, T tokens, I inputs and O outputs of a linear layer, K kept positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from learner.data import Example
+from learner.data import IGNORED, Example
 from learner.loss import Batch, answer_loss
 from learner.policies.policy import Task
-
-
-def spread(examples: Sequence[Example], most: int) -> Sequence[Example]:
-    """Return at most `most` examples, taken at a fixed interval."""
-    return examples[:: -(-len(examples) // most)]
 
 
 def fisher(task: Task, examples: Sequence[Example]) -> list[Tensor]:
     """Return the diagonal of the empirical Fisher matrix, in the shapes of `task.weights`.
 
     F = Σ_rows (∇ of the row's summed loss)² / answer tokens of all rows: the curvature of the mean loss per answer
-    token, as far as rows are independent and their answers are what the model would say. One row at a time, since the
-    square of a batch's mean gradient shrinks with the batch.
+    token, as far as rows are independent and their answers are what the model would say. Of each row by itself, since
+    the square of a batch's mean gradient shrinks with the batch.
     """
     return _mean_of_rows(task, examples, answer_loss, torch.square)
 
@@ -43,8 +42,8 @@ def normalized(importance: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _squared_logits(logits_BKV: Tensor, batch: Batch) -> Tensor:
-    # A batch of one row, so every kept position is an answer's.
-    return logits_BKV.float().square().sum()
+    answers_BK = batch.targets != IGNORED
+    return logits_BKV[answers_BK].float().square().sum()
 
 
 def _mean_of_rows(
@@ -53,12 +52,39 @@ def _mean_of_rows(
     value: Callable[[Tensor, Batch], Tensor],
     size: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
+    """Return Σ_rows size(∂ value / ∂ weight) / answer tokens, `value` being a sum over the rows of a batch.
+
+    A row's own gradient follows from what its tokens brought to a layer, x, and what came back for its outputs, δ:
+    Σ_t δ_t x_tᵀ. So rows go through the model in batches, and nothing needs a backward pass for each.
+    """
     # Stand-ins, because a policy may have frozen some of the weights themselves.
     weights = [weight.detach().requires_grad_() for weight in task.weights]
+    layers = [task.model.get_submodule(name.removesuffix(".weight")) for name in task.names]
     total = [torch.zeros_like(weight) for weight in weights]
     tokens = 0
-    for batch in task.batches(examples, batch_size=1):
-        gradients = torch.autograd.grad(value(task.logits(batch, weights), batch), weights)
-        torch._foreach_add_(total, [size(gradient) for gradient in gradients])
+    for batch in task.batches(examples, task.settings.batch_size):
+        with _seeing(layers) as calls:
+            whole = value(task.logits(batch, weights), batch)
+        inputs, outputs = zip(*(calls[layer] for layer in layers), strict=True)
+        slopes = torch.autograd.grad(whole, outputs)
+        for mine_OI, inputs_BTI, slopes_BTO in zip(total, inputs, slopes, strict=True):
+            gradient_BOI = slopes_BTO.float().mT @ inputs_BTI.detach().float()
+            mine_OI.add_(size(gradient_BOI).sum(dim=0))
         tokens += batch.answer_tokens
     return [tensor / tokens for tensor in total]
+
+
+@contextmanager
+def _seeing(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Collect what goes into each layer and what comes out of it."""
+    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def see(layer: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:
+        calls[layer] = (inputs[0], outputs)
+
+    hooks = [layer.register_forward_hook(see) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from learner.data import Example
+from learner.memory import spread
 from learner.policies.layers import AdaptedLayer
 from learner.policies.policy import Task
 from learner.policies.stacking import Stacking
-from learner.policies.subspace import empty_basis, grow, input_moments, spread
+from learner.policies.subspace import empty_basis, grow, input_moments
 
 
 class KeepLora(Stacking):

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.memory import spread
 from learner.policies.layers import layers_of
 from learner.policies.policy import Policy, Task
-from learner.policies.subspace import empty_basis, grow, input_moments, project_out, spread
+from learner.policies.subspace import empty_basis, grow, input_moments, project_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

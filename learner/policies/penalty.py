@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learner.data import Example
 from learner.loss import Batch
-from learner.policies.importance import spread
+from learner.memory import spread
 from learner.policies.policy import Policy, Task
 from learner.policies.tensors import copies, numbered
 

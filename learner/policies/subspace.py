@@ -94,9 +94,3 @@ def input_moments(task: Task, layers: Sequence[AdaptedLayer], examples: Sequence
     for hook in hooks:
         hook.remove()
     return moments
-
-
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """Return at most `count` examples at even distances."""
-    taken = min(count, len(examples))
-    return [examples[index * len(examples) // taken] for index in range(taken)]

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.data import Example
 from learner.policies.layers import layers_of
-from learner.policies.subspace import empty_basis, grow, input_moments, project_out, spread
+from learner.policies.subspace import empty_basis, grow, input_moments, project_out
 from learner.settings import LearnerSettings
 from tests.learner import tiny
 from tests.learner.tasks import real_task
@@ -142,10 +141,3 @@ def test_moments_are_those_of_the_layers_inputs(base: Path, precision: torch.dty
     assert [found.site[first + name] for name in ("k_proj", "v_proj")] == [first + "q_proj"] * 2
     assert len(found.moment) == 2 * 4
     assert not any(module._forward_pre_hooks for module in task.model.modules())
-
-
-def test_spread_takes_few_examples_from_all_over() -> None:
-    """A small number is taken at even distances, a large one is all there are."""
-    examples = [Example(inputs={}, labels=torch.zeros(length)) for length in range(10)]
-    assert [example.length for example in spread(examples, 4)] == [0, 2, 5, 7]
-    assert spread(examples, 99) == examples
