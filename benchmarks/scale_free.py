@@ -36,8 +36,8 @@ from storage.settings import load
 FIRST, SECOND = "digits", "count"
 """Tasks with different answers to the same question of how many or which: the second one undoes the first."""
 VARIED: tuple[dict[str, Any], ...] = (
-    {}, {"rank": 8}, {"rank": 64}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3}, {"batch_size": 2},
-    {"batch_size": 8},
+    {}, {"rank": 8, "alpha": 16}, {"rank": 64, "alpha": 128}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3},
+    {"batch_size": 2}, {"batch_size": 8},
 )  # fmt: skip
 BALANCE = {"policy": "llaca", "llaca_rule": "balance"}
 RULES: dict[str, dict[str, Any]] = {
