@@ -196,10 +196,13 @@ def rounds_run(
     policy: Annotated[
         str, typer.Option(help="The continual-learning method; the learner's own if left out.")
     ] = "",
-    wait: Annotated[bool, typer.Option(help="Wait for the end; exit 1 unless it is promoted.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait for its end; exit 1 unless it is promoted.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask for a round over every queued dataset; the learner process takes it up."""
+    """Ask for a round over the queued datasets; the learner process takes it up.
+
+    Datasets of other instruction groups follow in rounds of their own, which it asks for itself.
+    """
     with _store(as_json) as store:
         found = store.rounds.enqueue(ACTOR, policy=policy)
         after = 0

@@ -97,7 +97,8 @@ class LearnerSettings(Settings):
     cofima_fisher_max: float = Field(default=1e-4, gt=0)
     """Policy `cofima`: importance beyond this counts no more."""
     ewc_strength: float = Field(default=1e4, ge=0)
-    """Policy `ewc`: weight of the penalty. Importance adds up to 1 over the adapter, so it is a large number."""
+    """Policy `ewc`: weight of the penalty. The importance of each round adds up to 1 over the adapter, so it is a large
+    number."""
     mas_strength: float = Field(default=1e4, ge=0)
     """Policy `mas`: the same."""
     tir_strength: float = Field(default=1e4, ge=0)
@@ -130,7 +131,7 @@ class LearnerSettings(Settings):
     group_threshold: float = Field(default=0.5, ge=0, le=1)
     """How much the instructions of a dataset must resemble those of a group (0 to 1) to be learned by its adapter; a
     dataset that resembles none opens a group with a new adapter, as long as LLACA_MAX_LORAS has room for it. 0 opens
-    no group: one adapter learns everything. docs/llaca.md says what the default is measured on."""
+    no further group: without any, one adapter learns everything. docs/llaca.md says what the default is measured on."""
     group_floor: float = Field(default=0.3, ge=0, le=1)
     """With groups: how much a single request must resemble one (0 to 1) to be answered by its adapter; otherwise the
     base model answers. 0 always takes the nearest. Each generation keeps its own, with which the gate has judged it."""

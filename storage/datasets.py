@@ -21,10 +21,9 @@ Split = Literal["train", "holdout"]
 
 
 def split(rows: Sequence[Conversation], holdout_share: float) -> list[Split]:
-    """Say for each row on which side it falls: whole groups of rows with the same pictures, in order of their hash."""
+    """Say for each row on which side it falls: whole groups of rows that share pictures, in order of their hash."""
     groups: dict[str, list[int]] = {}
-    for position, row in enumerate(rows):
-        pictures = sorted(images_of(row))
+    for position, (row, pictures) in enumerate(zip(rows, joined(map(images_of, rows)), strict=True)):
         groups.setdefault(_sha256(pictures or row), []).append(position)
     wanted = max(1, round(len(rows) * holdout_share)) if len(groups) > 1 else 0
     sides: list[Split] = ["train"] * len(rows)
@@ -36,6 +35,22 @@ def split(rows: Sequence[Conversation], holdout_share: float) -> list[Split]:
             sides[position] = "holdout"
         held += len(groups[key])
     return sides
+
+
+def joined(rows: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Return for the pictures of each row all that it is tied to, sorted: b and c where one shows a and b, another c.
+
+    Two rows with a picture in common get the same list; so do rows that only others tie together.
+    """
+    found = [list(pictures) for pictures in rows]
+    tied: dict[str, list[str]] = {}
+    for pictures in found:
+        groups = {id(group): group for group in (tied.setdefault(one, [one]) for one in pictures)}
+        largest, *others = sorted(groups.values(), key=len, reverse=True) or [[]]
+        for group in others:
+            largest += group
+            tied.update(dict.fromkeys(group, largest))
+    return [sorted(tied[pictures[0]]) if pictures else [] for pictures in found]
 
 
 class Datasets:

@@ -413,7 +413,7 @@ class TooFewRows(BadUpload):
 
     code = "too_few_rows"
     allowed = "at least 4 usable rows"
-    fix = "Add rows, or correct those that the other findings name; 20 or more let the result be judged."
+    fix = "Add rows, or correct those that the other findings name; to be promoted, a task needs at least 23."
 
 
 class WrongEncoding(BadUpload):
@@ -836,14 +836,13 @@ class CheckpointMismatch(LlacaError, ValueError):
 
 
 class PoliciesClash(LlacaError, ValueError):
-    """Policies were combined of which each would replace the weights by its own result."""
+    """Policies were combined that would undo each other's work."""
 
     code = "policies_clash"
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], reason: str) -> None:
         super().__init__(
-            f"The policies {' and '.join(names)} cannot be combined: each replaces the weights that the round has "
-            "trained. Keep one of them in LLACA_POLICY."
+            f"The policies {' and '.join(names)} cannot be combined: {reason}. Keep one of them in LLACA_POLICY."
         )
 
 

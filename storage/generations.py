@@ -58,6 +58,14 @@ class Generations:
         champion = self.champion()
         return None if champion == BASE else self.get(champion).parent
 
+    def lineage(self, number: int) -> Sequence[Generation]:
+        """Return a generation and all it descends from, the newest first; nothing for the base model."""
+        found = []
+        while number != BASE:
+            found.append(self.get(number))
+            number = found[-1].parent
+        return found
+
     def adapters(self, number: int) -> tuple[int, ...]:
         """Return the generations whose adapters a generation answers with; the base model, 0, has only itself."""
         return (BASE,) if number == BASE else self.get(number).adapters

@@ -59,8 +59,8 @@ class StorageSettings(Settings):
     """Longest side of an image in pixels."""
     image_min_side: int = Field(default=8, ge=1)
     """Shortest side of an image in pixels."""
-    row_max_images: int = Field(default=10, ge=1)
-    """Most images in one row of a dataset."""
+    row_max_images: int = Field(default=4, ge=1)
+    """Most images in one row of a dataset. The servers must take as many: LLACA_MAX_IMAGES."""
 
 
 def load(cls: type[S], overrides: Mapping[str, Any] | None = None) -> S:

@@ -66,7 +66,7 @@ def upload(
     purpose: Annotated[str, Form()],
     name: Annotated[str | None, Form(max_length=200)] = None,
 ) -> Response:
-    """Take a dataset: zip, tar, JSON, JSONL or parquet. An admin's is queued at once, another's waits for approval.
+    """Take a dataset: zip, tar, JSON, JSONL, CSV, parquet. An admin's is queued at once, another's waits for approval.
 
     A file that cannot be used is answered 400 with the report beside the error; `GET` shows it later as well.
     """

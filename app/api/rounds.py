@@ -53,7 +53,7 @@ def generation_object(found: Generation, champion: int) -> dict[str, Any]:
 
 @router.post("/rounds")
 def start(context: InContext, user: CurrentUser, body: RoundRequest | None = None) -> dict[str, Any]:
-    """Ask for a round over every queued dataset; 409 if there is none or a round is unfinished."""
+    """Ask for a round over the queued datasets, group by group; 409 if there is none or a round is unfinished."""
     wanted = body or RoundRequest()
     found = context.store.rounds.enqueue(user.name, policy=wanted.policy, settings=wanted.settings)
     return round_object(context.store, found)

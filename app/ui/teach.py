@@ -19,7 +19,7 @@ from storage.intake import receive
 from storage.records import Dataset, Role, RoundState, User, generation_name
 from storage.store import Store
 
-FILE_TYPES = [".zip", ".tar", ".gz", ".tgz", ".json", ".jsonl", ".parquet"]
+FILE_TYPES = [".zip", ".tar", ".gz", ".tgz", ".json", ".jsonl", ".csv", ".parquet"]
 PREVIEW_ROWS = 12
 NAME_MOST = 80
 HELP = """<p class="quiet">A task is a set of examples: pictures, questions, and the answers you want. Upload a

@@ -1,4 +1,7 @@
-"""A-GEM (arXiv 1812.00420): a step must not, to first order, raise the loss on rows of earlier tasks."""
+"""A-GEM (arXiv 1812.00420): a gradient must not, to first order, raise the loss on rows of earlier tasks.
+
+That is the gradient which the optimizer gets. AdamW scales its entries and adds earlier ones, so that its step may.
+"""
 
 from __future__ import annotations
 

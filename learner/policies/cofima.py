@@ -27,7 +27,7 @@ class Cofima(Policy):
         ]
 
     def finish(self) -> dict[str, Tensor]:
-        """Average the weights; remember how much the average matters."""
+        """Average the weights; remember the same average of how much they matter."""
         task, settings = self.task, self.settings
         rows = spread(task.examples, settings.importance_rows)
         new = [found.clamp(max=settings.cofima_fisher_max) for found in fisher(task, rows)]

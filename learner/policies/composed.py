@@ -23,7 +23,7 @@ class Composed(Policy):
     def __init__(self, parts: Mapping[str, Policy]) -> None:
         clashing = [name for name, part in parts.items() if part.replaces_weights]
         if len(clashing) > 1:
-            raise PoliciesClash(clashing)
+            raise PoliciesClash(clashing, "each replaces the weights that the round has trained")
         self.parts = dict(parts)
         self.memory_rows = max(part.memory_rows for part in parts.values())
         self.from_base = any(part.from_base for part in parts.values())

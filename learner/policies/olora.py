@@ -3,7 +3,7 @@
 The loss of a new task is L + λ Σ_i Σ |A_i Aᵀ|, over the A_i of all earlier tasks and the entries of their products
 with the new A. The authors keep all adapters side by side; here their sum is compressed to one after each round, and
 the A_i alone are remembered, which takes r × d_in numbers per layer and round. Their second penalty, on the norm of
-the new adapter, is left out: weight decay does the same.
+the new adapter, is left out; `weight_decay`, which is off unless set, is a similar pull.
 """
 
 from __future__ import annotations

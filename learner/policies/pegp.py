@@ -65,16 +65,20 @@ class Pegp(Policy):
             if held.weight.grad is not None:
                 held.weight.grad.copy_(project_out(held.weight.grad, held.basis))
 
-    @torch.no_grad()
     def after_step(self) -> dict[str, Any]:
         """Project the way that the weights have gone since the round began."""
+        self._stay_clear()
+        return {}
+
+    @torch.no_grad()
+    def _stay_clear(self) -> None:
         for held in self.held:
             held.weight.copy_(held.begin + project_out(held.weight - held.begin, held.basis))
-        return {}
 
     @torch.no_grad()
     def finish(self) -> dict[str, Tensor]:
         """Return the bases, grown by what this task puts into each layer."""
+        self._stay_clear()  # another policy may have put an average in the weights' place
         examples = spread(self.task.examples, self.settings.pegp_rows)
         moments = input_moments(self.task, self.layers, examples)
         for site, moment in moments.moment.items():

@@ -99,7 +99,8 @@ def similarities(embeddings_PMH: Tensor) -> Tensor:
 def embedding(task: Task, examples: Sequence[Example]) -> Tensor:
     """Return the mean embedding of the examples' pictures, questions and answers, of length 1 each: [M, H].
 
-    Zeros where there are none, as for the pictures of a task of texts; nothing is like those.
+    Zeros where there are none, as for the pictures of a task of texts, whose cosine with anything is 0: of two tasks
+    nothing is like them, and of more they count as any pair that is less alike than most.
     """
     base = task.model.get_base_model()
     seen: list[Tensor] = []

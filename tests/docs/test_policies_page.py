@@ -15,7 +15,7 @@ from learner.policies.choose import CLASSES, policy_for
 from learner.policies.policy import Policy
 from learner.settings import POLICIES, LearnerSettings
 from learner.train import TrainingJob
-from storage.errors import TrainingStopped
+from storage.errors import PoliciesClash, TrainingStopped
 from tests.learner import tiny
 from tests.learner.test_training import assert_same_bits, job_of, trained
 
@@ -40,12 +40,41 @@ def test_table_names_every_policy_once_in_order() -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_row_of_a_policy_agrees_with_its_class(name: str) -> None:
-    """What a row says about earlier rows and about combinations is what the class does with the default settings."""
+    """What a row says about earlier rows and replaced weights is what the class does with the default settings."""
     policy = CLASSES[name](LearnerSettings())
-    first, *_, earlier, _, combines = TABLE[name]
+    first, *_, earlier, _, _ = TABLE[name]
     assert earlier == {0: "-", sys.maxsize: "all"}.get(policy.memory_rows, str(policy.memory_rows))
     assert ("◆" in first) == policy.replaces_weights
-    assert combines == ("all but ◆" if policy.replaces_weights else "all")
+
+
+def partners(of: str) -> set[str]:
+    """Return what a policy can be combined with, as its row says."""
+    said = TABLE[of][-1]
+    replacing = {name for name, row in TABLE.items() if "◆" in row[0]}
+    named = replacing if "◆" in said else set(re.findall(r"`(\w+)`", said))
+    return (set(POLICIES) - named if said.startswith("all but") else named) - {of}
+
+
+def accepted(one: str, other: str, **settings: Any) -> bool:
+    """Whether a round takes this combination."""
+    try:
+        policy_for(LearnerSettings(policy=f"{one}+{other}", **settings), first_task=False)
+    except PoliciesClash:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_row_of_a_policy_says_what_it_combines_with(name: str) -> None:
+    """Everything that the last column names is accepted in either order, and nothing else is."""
+    for other in set(POLICIES) - {name}:
+        assert accepted(name, other) == accepted(other, name) == (other in partners(name)), other
+
+
+def test_balance_combines_as_ewc_does() -> None:
+    """What the text below the table says of `llaca` with the rule `balance`."""
+    for other in set(POLICIES) - {"llaca", "ewc"}:
+        assert accepted("llaca", other, llaca_rule="balance") == accepted("ewc", other), other
 
 
 def test_every_hook_is_explained() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.policies.choose import policy_for
 from learner.policies.layers import layers_of
 from learner.policies.pegp import Pegp
 from learner.policies.policy import Policy, Task
@@ -146,3 +147,21 @@ def test_share_of_zero_leaves_that_side_free(bases: dict[str, Path], side: str, 
     kept = learned(bases["llava"], settings)
     assert {basis.shape[1] for name, basis in kept.items() if name.startswith(side)} == {0}
     assert all(basis.shape[1] for name, basis in kept.items() if not name.startswith(side))
+
+
+@pytest.mark.parametrize("policy", ["pegp+cofima", "cofima+pegp", "ema+pegp"])
+def test_a_result_that_replaces_the_weights_stays_clear_too(bases: dict[str, Path], policy: str) -> None:
+    """Beside a policy that ends with other weights than it trained, in either order, no way leads along the basis."""
+    settings = SOME.model_copy(update={"policy": policy})
+    inherited = {f"pegp.{name}": basis for name, basis in learned(bases["llava"], SOME).items()}
+    task = real_task(bases["llava"], settings, NEW, inherited=inherited)
+    begin = [weight.detach().clone() for weight in task.weights]
+    both = policy_for(settings, first_task=False)
+    both.start(task)
+    train(both, task, 3)
+    both.finish()
+    for held in both.parts["pegp"].held:  # type: ignore[attr-defined] # Pegp's
+        (index,) = (i for i, weight in enumerate(task.weights) if weight is held.weight)
+        along = (held.weight - begin[index]) @ held.basis
+        assert float(along.detach().abs().max()) < 1e-5
+    assert any(not torch.equal(now, then) for now, then in zip(task.weights, begin, strict=True))

@@ -63,10 +63,11 @@ def test_unknown_policy_is_refused_with_the_allowed_ones(policy: str) -> None:
         load(LearnerSettings, {"policy": policy})
 
 
-def test_two_parts_that_replace_the_weights_are_refused() -> None:
-    """Two results cannot both be the round's; the error names them."""
+@pytest.mark.parametrize("first_task", [False, True])
+def test_two_parts_that_replace_the_weights_are_refused(first_task: bool) -> None:
+    """Two results cannot both be the round's; the error names them, before a first round and not only after it."""
     with pytest.raises(PoliciesClash, match="ema and llaca cannot be combined"):
-        policy_for(LearnerSettings(policy="ema+llaca"), first_task=False)
+        policy_for(LearnerSettings(policy="ema+llaca"), first_task)
 
 
 def test_parts_see_the_task_as_if_alone() -> None:

@@ -42,6 +42,25 @@ def test_policy_with_a_memory_sees_the_training_rows_of_each_learned_dataset(
     assert {row.dataset_id for row in job.rows} == {4}
 
 
+def test_what_was_rolled_back_is_not_rehearsed(store: Store, admin: User) -> None:
+    """After a roll-back the memory is that of the generation which serves again, and the base model's is empty."""
+    for _ in range(3):
+        promoted(store, admin)
+    store.generations.roll_back(admin.name, to=2)
+    job = job_of(store, admin, "sequential+replay")
+    assert [{row.dataset_id for row in rows} for rows in job.earlier] == [{1}, {2}]
+    assert not job.first_task
+
+
+def test_round_after_a_roll_back_to_the_base_model_is_a_first_one(store: Store, admin: User) -> None:
+    """There is nothing to protect, though datasets count as learned."""
+    promoted(store, admin)
+    store.generations.roll_back(admin.name, to=0)
+    job = job_of(store, admin, "sequential+replay")
+    assert list(job.earlier) == []
+    assert job.first_task
+
+
 def test_policy_without_a_memory_costs_no_look_at_earlier_rows(store: Store, admin: User) -> None:
     """A round that does not use earlier rows does not read them, however many there are."""
     promoted(store, admin)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.datasets import split
+from storage.datasets import joined, split
 from storage.errors import RoundInProgress, UnknownDataset, WrongState
-from storage.records import DatasetState, User
+from storage.records import Conversation, DatasetState, User
 from storage.store import Store
 from tests.conftest import question, questions
 
@@ -24,6 +24,34 @@ def test_no_picture_is_on_both_sides(pictures: list[int]) -> None:
     assert not both
     assert "train" in sides
     assert ("holdout" in sides) == (len(set(pictures)) > 1)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=30))
+def test_rows_that_share_any_picture_are_tied(shown: list[list[int]]) -> None:
+    """Rows belong together exactly if a chain of shared pictures leads from one to the other."""
+    rows = [[str(picture) for picture in pictures] for pictures in shown]
+    ties = joined(rows)
+    for start, pictures in enumerate(rows):
+        reached = set(pictures)
+        while True:
+            wider = reached.union(*(row for row in rows if reached & set(row)))
+            if wider == reached:
+                break
+            reached = wider
+        assert ties[start] == sorted(reached)
+
+
+def test_no_picture_of_several_is_on_both_sides() -> None:
+    """Of a row with two pictures neither is shown on the other side, whichever rows show one of them alone."""
+    rows = [question(f"{i}?", "a", image=f"{i:064x}") for i in range(30)]
+    both: list[Conversation] = []
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        asked, answer = one
+        both.append([{"role": "user", "content": [*asked["content"], *other[0]["content"]]}, answer])
+    sides = split([*rows, *both], 0.2)
+    assert "holdout" in sides
+    for i in range(15):
+        assert sides[2 * i] == sides[2 * i + 1] == sides[30 + i]
 
 
 def test_the_split_is_for_ever(store: Store, admin: User) -> None:
