@@ -9,10 +9,11 @@ rate and fused AdamW, and take loss on the answers alone. What is timed is a who
 reading rows and pictures, and every step to the last.
 
 What differs is what each does about it. The learner reads a row once, runs the vision tower once per picture and the
-output head on the answers alone, buckets rows by length, chooses attention by length, keeps LLaCA's average after every
+output head on the answers alone, buckets rows by length, keeps LLaCA's average after every
 step, and writes a checkpoint at the end. TRL reads rows again in each epoch, as it does by default. What it could be
-told is told: gradient checkpointing, on by default and slower, is off (`--trl-defaults` leaves it on), nothing is saved
-or sent anywhere, and `--workers` lets other processes read rows ahead. TRL's answer ends with all that the template
+told is told: gradient checkpointing, on by default and slower, is off, on a CPU attention is the plain one that the
+learner takes for short rows (`--trl-defaults` leaves the one on and the other as it comes), nothing is saved or sent
+anywhere, and `--workers` lets other processes read rows ahead. TRL's answer ends with all that the template
 writes after it, the learner's with the token that ends the turn, so their mean losses are over other tokens.
 
 Run it on a quiet machine.
@@ -71,6 +72,8 @@ class Bench:
     """Processes that read rows for TRL, besides its own."""
     checkpointing: bool
     """Whether TRL computes activations again in the backward pass."""
+    attention: str
+    """How TRL's side computes attention on a CPU: `eager`, which the learner takes for short rows, or `sdpa`."""
 
     def ours(self) -> Measured:
         """Train as a round does."""
@@ -96,6 +99,8 @@ class Bench:
     def theirs(self) -> Measured:
         """Train as a program does that uses TRL."""
         model, processor = load_base(self.base, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if not torch.cuda.is_available():
+            model.set_attn_implementation(self.attention)
         dataset = Dataset.from_list([self.trl_row(row) for row in self.rows])
         found: list[float] = []
 
@@ -187,7 +192,7 @@ def told(bench: Bench, ours: list[Measured], theirs: list[Measured]) -> str:
         ", ".join([where, *(f"{name} {version(name)}" for name in VERSIONS)]),
         f"{len(bench.rows)} rows, {how}",
         _line(f"the learner, policy {settings.policy}", mine, ours),
-        _line(f"TRL, {checkpointing} gradient checkpointing", other, theirs),
+        _line(f"TRL, {checkpointing} gradient checkpointing, {bench.attention}", other, theirs),
         f"the learner / TRL: {median(mine) / median(other):.2f} (medians; of each turn {ratios})",
     ]
     return "\n".join(lines)
@@ -196,7 +201,7 @@ def told(bench: Bench, ours: list[Measured], theirs: list[Measured]) -> str:
 def _line(name: str, rates: list[float], found: list[Measured]) -> str:
     each = ", ".join(f"{rate:.2f}" for rate in rates)
     loss = mean(one.loss for one in found)
-    return f"{name:<38}{median(rates):8.2f} rows/s (median of {each}), mean loss {loss:.3f}"
+    return f"{name:<45}{median(rates):8.2f} rows/s (median of {each}), mean loss {loss:.3f}"
 
 
 def main() -> None:
@@ -213,7 +218,9 @@ def main() -> None:
     parser.add_argument("--policy", default=defaults.policy, help="of the learner")
     parser.add_argument("--turns", type=int, default=3, help="trainings of each, in turn")
     parser.add_argument("--workers", type=int, default=0, help="processes that read rows for TRL")
-    parser.add_argument("--trl-defaults", action="store_true", help="with gradient checkpointing in TRL")
+    parser.add_argument(
+        "--trl-defaults", action="store_true", help="with gradient checkpointing and fused attention"
+    )
     given = parser.parse_args()
     if not given.base.exists():
         assemble(given.base)
@@ -232,6 +239,7 @@ def main() -> None:
         settings=settings,
         workers=given.workers,
         checkpointing=given.trl_defaults,
+        attention="sdpa" if given.trl_defaults else "eager",
     )
     ours: list[Measured] = []
     theirs: list[Measured] = []

@@ -137,7 +137,7 @@ def prepared(given: argparse.Namespace, form: Form, directory: Path, methods: Se
     base = resolve(load(ServingSettings, {"model": given.base}), load(StorageSettings).data_dir)
     for teacher in teachers:
         teacher.check(base)
-    rows = "".join(task.fingerprint for task in tasks.values())
+    rows = "".join(task.fingerprint for task in (*tasks.values(), *general))
     protocol = Protocol(
         base=base.name,
         tasks=tuple(tasks),

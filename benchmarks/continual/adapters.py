@@ -14,12 +14,16 @@ from benchmarks.continual.tasks import Pictures, Task, question_of
 from benchmarks.continual.teacher import Facts, Learned, Lesson, Taught, Teacher
 from learner.export import export
 from learner.model import load_base, to_bfloat16
+from learner.plan import join
 from learner.policies.choose import policy_for
+from learner.round import SPARE_SLOTS
 from learner.settings import LearnerSettings
-from learner.train import TrainingJob, train
-from serving.groups import Codebook, assign, route
+from learner.train import POLICY_STATE, TrainingJob, train
+from serving.groups import Codebook, route
+from serving.settings import ServingSettings
 from storage.records import Row
 
+MOST_GROUPS = ServingSettings.model_fields["max_loras"].default - SPARE_SLOTS
 BARE = -1
 """In place of a group: no adapter, which is what the base model is."""
 
@@ -72,10 +76,12 @@ class AdapterTeacher(Teacher):
             adapters = (*learned.adapters[:group], directory, *learned.adapters[group + 1 :])
             return Learned(adapters=adapters, groups=(*learned.groups, group), codebook=codebook)
 
+        others = [*learned.adapters[:group], *learned.adapters[group + 1 :]]
         facts = Facts(
             steps=trained.summary["steps"],
             rehearsed=trained.summary["rehearsed"],
-            state_bytes=sum(tensor.nbytes for tensor in trained.policy_state.values()),
+            state_bytes=sum(tensor.nbytes for tensor in trained.policy_state.values())
+            + sum(size_of(adapter / POLICY_STATE) for adapter in others),
             served=max(len(learned.adapters), group + 1),
         )
         return Taught(facts=facts, leave=leave)
@@ -119,9 +125,15 @@ class AdapterAnswerer(Answerer):
 def group_of(task: Task, codebook: Codebook | None, threshold: float | None) -> tuple[int, Codebook | None]:
     """Return the group that a task joins and the codebook with its instructions; without groups always the first.
 
-    A new group begins with the bare base model: nothing was learned before that it could forget.
+    A new group begins with the bare base model: nothing was learned before that it could forget. There are as many as
+    the product's servers hold by default; further tasks join the nearest.
     """
     if codebook is None or threshold is None:
         return 0, None
-    group = assign(task.instructions, codebook, threshold)
-    return group, codebook.extended(group, task.instructions)
+    group, codebook, _ = join({0: task.instructions}, codebook, threshold, MOST_GROUPS)
+    return group, codebook
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0

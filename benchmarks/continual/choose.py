@@ -31,7 +31,7 @@ def teacher_of(method: Method, shared: dict[str, Any], seed: int) -> Teacher:
     given = shared | method.overrides | {"seed": seed}
     name = given["policy"]
     if name not in ("eproj", "prompt", "prefix"):
-        return AdapterTeacher(load(LearnerSettings, given), method.groups)
+        return AdapterTeacher(learner_settings(given), method.groups)
     if method.groups is not None:
         raise ValueError(f"{method.label}: `groups` is for methods with adapters")
     try:
@@ -44,8 +44,14 @@ def teacher_of(method: Method, shared: dict[str, Any], seed: int) -> Teacher:
         raise ValueError(f"{method.label}: {first['loc'][0]}: {first['msg']}") from error
 
 
+def learner_settings(given: dict[str, Any]) -> LearnerSettings:
+    """Return the learner's settings with these; no variable of the environment has a say in what is compared."""
+    defaults = {name: field.get_default() for name, field in LearnerSettings.model_fields.items()}
+    return load(LearnerSettings, defaults | given)
+
+
 def divided(given: dict[str, Any], kind: type[Own], rate: float) -> tuple[LearnerSettings, Own]:
     """Tell the learner's settings, which hold for whatever is trained, from a method's own."""
     own = {name: value for name, value in given.items() if name in kind.model_fields}
     rest = {name: value for name, value in given.items() if name not in own}
-    return load(LearnerSettings, {"learning_rate": rate} | rest | {"policy": "sequential"}), kind(**own)
+    return learner_settings({"learning_rate": rate} | rest | {"policy": "sequential"}), kind(**own)

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.continual.tasks import Pictures, Task, divided
 from learner.scoring import score
 from storage.datafiles import container, raw_rows
+from storage.datasets import joined
 from storage.errors import BadUpload
 from storage.formats import Draft, Picture, read_row
 from storage.records import Conversation
@@ -27,7 +28,11 @@ def build(name: str, path: Path, images: Path, pictures: Pictures, *, rows: int,
 
 
 def _conversations(path: Path, images: Path, pictures: Pictures) -> Iterator[tuple[str, Conversation]]:
-    """Yield conversations with the names of their pictures, in the order of their hashes: files are often sorted."""
+    """Yield conversations with the names of all pictures they are tied to, in the order of their hashes.
+
+    Files are often sorted. Pictures are told apart by their names, since reading all of them may take hours: the same
+    picture under two names counts as two.
+    """
     settings = StorageSettings()
     found: list[tuple[str, Draft]] = []
     for _, raw in raw_rows(path, container(path, path.name), settings):
@@ -39,11 +44,13 @@ def _conversations(path: Path, images: Path, pictures: Pictures) -> Iterator[tup
     def stored(picture: Picture) -> str:
         return pictures.add(picture.data or images / picture.name)
 
-    for key, draft in sorted(found, key=lambda one: one[0]):
-        yield _shown(draft) or key, draft.conversation(stored)
+    found.sort(key=lambda one: one[0])
+    ties = joined(shown(draft) for _, draft in found)
+    for (key, draft), pictured in zip(found, ties, strict=True):
+        yield "\n".join(pictured) or key, draft.conversation(stored)
 
 
-def _shown(draft: Draft) -> str:
+def shown(draft: Draft) -> list[str]:
     """Name the pictures of a row without reading their files."""
     parts = (part for turn in draft.turns for part in turn.parts if isinstance(part, Picture))
-    return "\n".join(part.name or hashlib.sha256(part.data).hexdigest() for part in parts)
+    return [part.name or hashlib.sha256(part.data).hexdigest() for part in parts]

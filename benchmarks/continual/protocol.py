@@ -12,7 +12,8 @@ from benchmarks.continual.drawn import SOURCES
 
 ORDERS = ("origin", "reverse", "alphabet")
 """Orders of tasks, as in the paper: as they are listed, backwards, by their names."""
-METHODS = "sequential,joint,replay,ema:ema_decay=0.99,llaca"
+METHODS = "sequential,joint,replay,ema:ema_decay=0.99,llaca,llaca+replay,llaca+replay:groups=0.5"
+"""The last one is what rounds do by default."""
 FILE = "protocol.json"
 
 

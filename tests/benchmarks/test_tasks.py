@@ -143,6 +143,27 @@ def test_a_file_in_llavas_format_is_a_task(tmp_path: Path) -> None:
     assert task.fingerprint == files.build("own", path, tmp_path, Pictures(), rows=10, holdout=4).fingerprint
 
 
+def test_rows_that_share_one_of_several_pictures_are_on_one_side(tmp_path: Path) -> None:
+    """Rows of two pictures tie those of each of them alone: no picture is taught in one row and asked in another."""
+    path = write_llava_file(tmp_path, 60)
+    for index in range(60):
+        picture = tmp_path / f"{index}.png"
+        picture.write_bytes(picture.read_bytes() + str(index).encode())  # so that no two are the same
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    for index in range(0, 60, 2):
+        turns = [
+            {"from": "human", "value": "<image>\n<image>\nhow many shapes in both?"},
+            {"from": "gpt", "value": "many"},
+        ]
+        images = [f"{index}.png", f"{index + 1}.png"]
+        listed.append({"id": f"both {index}", "image": images, "conversations": turns})
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    task = files.build("own", path, tmp_path, Pictures(), rows=200, holdout=200)
+    taught, asked = ({image for row in rows for image in row.images} for rows in (task.train, task.holdout))
+    assert len(task.train) + len(task.holdout) == 90
+    assert not taught & asked
+
+
 def test_a_file_with_a_bad_row_or_too_few_rows_is_refused(tmp_path: Path) -> None:
     """A row that the product would not take is named, and no task is made of nothing."""
     path = tmp_path / "data.json"
