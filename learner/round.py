@@ -354,14 +354,9 @@ class RoundStory:
         ]
 
     def _earlier_datasets(self) -> list[Dataset]:
-        """Return what the champion has learned: after a roll-back without what later generations had learned."""
         new = {dataset.id for dataset in self._new_datasets()}
-        rounds = [generation.round_id for generation in self.store.generations.lineage(self.champion)]
-        taught = {one for round_id in rounds for one in self.store.rounds.dataset_ids(round_id)}
         return [
-            dataset
-            for dataset in self.store.datasets.list(DatasetState.LEARNED)
-            if dataset.id in taught - new
+            dataset for dataset in self.store.datasets.list(DatasetState.LEARNED) if dataset.id not in new
         ]
 
     def _check_images(self) -> None:

@@ -195,8 +195,8 @@ class Generations:
     def roll_back(self, actor: str, *, to: int | None = None, expected: int | None = None) -> int:
         """Let an earlier generation serve again and return its number: the champion's parent unless `to` is given.
 
-        `to` must have served before. Raises NothingToRollBack, UnknownGeneration, or AliasMoved if `expected`
-        is given and something else serves.
+        What it has not learned is set aside, and what it has counts as learned again. `to` must have served before.
+        Raises NothingToRollBack, UnknownGeneration, or AliasMoved if `expected` is given and something else serves.
         """
         with self._database.writing():
             champion = self.champion()
@@ -206,7 +206,18 @@ class Generations:
             if target not in self.served():
                 raise UnknownGeneration(target)
             self._flip(target, champion if expected is None else expected, actor=actor, reason="rolled back")
+            self._count_as_learned(target)
         return target
+
+    def _count_as_learned(self, number: int) -> None:
+        """Make the states of datasets tell what this generation has learned; waiting and withdrawn ones stay."""
+        rounds = json.dumps([generation.round_id for generation in self.lineage(number)])
+        taught = "(SELECT dataset_id FROM round_datasets WHERE round_id IN (SELECT value FROM json_each(?)))"
+        for before, after, which in (("learned", "set_aside", "NOT IN"), ("set_aside", "learned", "IN")):
+            self._database.run(
+                f"UPDATE datasets SET state = '{after}' WHERE state = '{before}' AND id {which} {taught}",
+                [rounds],
+            )
 
     def _flip(
         self, generation: int, expected: int, *, actor: str, reason: str, round_id: int | None = None

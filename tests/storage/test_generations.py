@@ -75,6 +75,27 @@ def test_promotion_is_one_step_for_alias_round_data_and_audit(store: Store, admi
     assert store.generations.history()[0].previous == 0
 
 
+def test_states_of_datasets_follow_a_roll_back(store: Store, admin: User) -> None:
+    """What only the generations left behind have learned is set aside and can be queued again; forth, it is learned."""
+    for _ in range(3):
+        promoted(store, admin)
+    store.datasets.withdraw(2, admin.name)
+
+    def states() -> list[DatasetState]:
+        return [store.datasets.get(number).state for number in (1, 2, 3)]
+
+    store.generations.roll_back(admin.name, to=1)
+    assert states() == [DatasetState.LEARNED, DatasetState.WITHDRAWN, DatasetState.SET_ASIDE]
+    store.generations.roll_back(admin.name, to=0)
+    assert states() == [DatasetState.SET_ASIDE, DatasetState.WITHDRAWN, DatasetState.SET_ASIDE]
+    store.generations.roll_back(admin.name, to=3)
+    assert states() == [DatasetState.LEARNED, DatasetState.WITHDRAWN, DatasetState.LEARNED]
+    store.generations.roll_back(admin.name, to=1)
+    assert store.datasets.approve(3, admin.name).state is DatasetState.QUEUED
+    store.generations.roll_back(admin.name, to=3)
+    assert states() == [DatasetState.LEARNED, DatasetState.WITHDRAWN, DatasetState.QUEUED]
+
+
 def test_nothing_is_promoted_without_its_verdict(store: Store, admin: User) -> None:
     """A round that was not judged `promote` cannot move the alias, even in the right state."""
     found, candidate = judged(store, admin, Decision.HOLD)
