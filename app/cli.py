@@ -268,7 +268,7 @@ def generations_rollback(
     to: Annotated[int | None, typer.Option(min=0, help="A generation that has served before.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Let the champion's parent, or the generation named, serve again."""
+    """Let the champion's parent, or the generation named, serve again; what it has not learned is set aside."""
     with _store(as_json) as store:
         number = store.generations.roll_back(ACTOR, to=to)
     _show(as_json, {"champion": number}, f"{generation_name(number)} serves.")

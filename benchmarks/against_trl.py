@@ -37,13 +37,15 @@ from unittest.mock import patch
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
 
 import learner.train
 from benchmarks.llaca_step import drawn
+from learner.data import Renderer, prepare
 from learner.model import adapter_config, load_base
 from learner.settings import LearnerSettings
-from learner.train import TrainingJob
+from learner.train import SHORT_ROW, TrainedAdapter, TrainingJob, ends_of_turn
 from serving.embedded import assemble
 from storage.records import Row, text_of
 
@@ -56,6 +58,8 @@ class Measured:
 
     seconds: float
     """Without those that loading the base model took."""
+    attention: str
+    """Which of transformers' implementations computed it."""
     loss: float
     """Mean over all steps, in nats per answer token."""
 
@@ -70,10 +74,9 @@ class Bench:
     settings: LearnerSettings
     workers: int
     """Processes that read rows for TRL, besides its own."""
-    checkpointing: bool
-    """Whether TRL computes activations again in the backward pass."""
-    attention: str
-    """How TRL's side computes attention on a CPU: `eager`, which the learner takes for short rows, or `sdpa`."""
+    as_it_comes: bool
+    """Whether TRL is told neither to keep activations for the backward pass nor to compute attention of short rows
+    plainly on a CPU."""
 
     def ours(self) -> Measured:
         """Train as a round does."""
@@ -93,14 +96,20 @@ class Bench:
                 workspace=Path(workspace),
                 max_rank=self.settings.rank,
             )
-            seconds = seconds_of(lambda: learner.train.train(job, report, lambda: False))
-        return Measured(seconds=seconds - sum(loading), loss=mean(losses))
+            trained: list[TrainedAdapter] = []
+            seconds = seconds_of(lambda: trained.append(learner.train.train(job, report, lambda: False)))
+        attention = attention_of(trained[0].model.get_base_model())
+        return Measured(seconds=seconds - sum(loading), attention=attention, loss=mean(losses))
 
     def theirs(self) -> Measured:
         """Train as a program does that uses TRL."""
         model, processor = load_base(self.base, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        if not torch.cuda.is_available():
-            model.set_attn_implementation(self.attention)
+        if (
+            not self.as_it_comes
+            and model.device.type == "cpu"
+            and self.longest(model, processor) <= SHORT_ROW
+        ):
+            model.set_attn_implementation("eager")
         dataset = Dataset.from_list([self.trl_row(row) for row in self.rows])
         found: list[float] = []
 
@@ -115,7 +124,13 @@ class Bench:
                 )
                 found.append(trainer.train().training_loss)
 
-        return Measured(seconds=seconds_of(train), loss=found[0])
+        return Measured(seconds=seconds_of(train), attention=attention_of(model), loss=found[0])
+
+    def longest(self, model: PreTrainedModel, processor: ProcessorMixin) -> int:
+        """Return the number of tokens of the longest row."""
+        renderer = Renderer(processor, ends_of_turn(model, processor))
+        examples = prepare(self.rows, renderer, self.pictures.__getitem__, self.settings.row_max_tokens)
+        return max(example.length for example in examples)
 
     def trl_settings(self, directory: str) -> Any:
         """Return our settings as TRL's."""
@@ -133,7 +148,7 @@ class Bench:
             optim="adamw_torch_fused",
             bf16=True,
             use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=self.checkpointing,
+            gradient_checkpointing=self.as_it_comes,
             completion_only_loss=True,
             max_length=None,
             dataloader_num_workers=self.workers,
@@ -152,6 +167,12 @@ class Bench:
             "prompt": [{"role": "user", "content": text_of(asked)}],
             "completion": [{"role": "assistant", "content": text_of(answered)}],
         }
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """Return the name of what computes attention in the language model."""
+    name: str = model.config.get_text_config()._attn_implementation  # noqa: SLF001 - there is no other way to ask
+    return name
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -186,13 +207,13 @@ def told(bench: Bench, ours: list[Measured], theirs: list[Measured]) -> str:
     cuda = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
     how = f"{settings.epochs} epochs, batches of {settings.batch_size}, rank {settings.rank}"
-    checkpointing = "with" if bench.checkpointing else "without"
+    checkpointing = "with" if bench.as_it_comes else "without"
     ratios = ", ".join(f"{a / b:.2f}" for a, b in zip(mine, other, strict=True))
     lines = [
         ", ".join([where, *(f"{name} {version(name)}" for name in VERSIONS)]),
         f"{len(bench.rows)} rows, {how}",
-        _line(f"the learner, policy {settings.policy}", mine, ours),
-        _line(f"TRL, {checkpointing} gradient checkpointing, {bench.attention}", other, theirs),
+        _line(f"the learner, policy {settings.policy}, {ours[0].attention}", mine, ours),
+        _line(f"TRL, {checkpointing} gradient checkpointing, {theirs[0].attention}", other, theirs),
         f"the learner / TRL: {median(mine) / median(other):.2f} (medians; of each turn {ratios})",
     ]
     return "\n".join(lines)
@@ -238,8 +259,7 @@ def main() -> None:
         pictures=pictures,
         settings=settings,
         workers=given.workers,
-        checkpointing=given.trl_defaults,
-        attention="sdpa" if given.trl_defaults else "eager",
+        as_it_comes=given.trl_defaults,
     )
     ours: list[Measured] = []
     theirs: list[Measured] = []

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.continual import drawn
 from benchmarks.continual.adapters import AdapterAnswerer, AdapterTeacher
+from benchmarks.continual.choose import learner_settings
 from benchmarks.continual.run import machine
 from benchmarks.continual.tasks import Pictures, Task
 from benchmarks.continual.teacher import Learned, Lesson
@@ -26,7 +27,6 @@ from learner.points import point_of
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob
 from serving.embedded import assemble
-from storage.settings import load
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the way from the champion to the candidate. A rejected candidate's round judges those between the ends."""
@@ -63,9 +63,11 @@ class Bench:
                 case _:
                     point, _apart = point_of(job, candidate.adapters[0], share)
                     adapter = export(point, place / "points", {"share": share})
+                    del point  # and with it a model
             answerer = AdapterAnswerer(self.base, [adapter], None, self.settings.group_floor, batch_size=32)
             old, new = (answerer.ask(task, self.pictures).accuracy for task in (first, second))
             found.append((old, new))
+            del answerer
         return found
 
     def taught(self, tasks: Sequence[Task], learned: Learned, place: Path) -> Learned:
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=64, help="that each task teaches")
     parser.add_argument("--holdout", type=int, default=100, help="rows that each task is asked")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=LearnerSettings().rank)
+    parser.add_argument("--rank", type=int, default=LearnerSettings.model_fields["rank"].default)
     parser.add_argument(
         "--cache", type=Path, default=Path("data/recipe/cache"), help="where emoji and typefaces are"
     )
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for name in {name for pair in pairs for name in pair}
     }
-    learner = load(LearnerSettings, {"policy": given.policy, "epochs": given.epochs, "rank": given.rank})
+    learner = learner_settings({"policy": given.policy, "epochs": given.epochs, "rank": given.rank})
     bench = Bench(base=given.base, settings=learner, pictures=pictures)
     print(
         f"{given.base.name}, policy {given.policy}, {given.rows} rows each; {machine()}, {datetime.now(UTC):%Y-%m-%d}"

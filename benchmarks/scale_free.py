@@ -22,16 +22,15 @@ from typing import Any
 import torch
 
 from benchmarks.continual import drawn
+from benchmarks.continual.choose import learner_settings
 from benchmarks.continual.run import machine
 from benchmarks.continual.tasks import Pictures, Task
 from learner.data import prepare
 from learner.export import export
 from learner.loss import answer_loss, batch_of, kept_logits
-from learner.settings import LearnerSettings
 from learner.train import TrainedAdapter, TrainingJob, train
 from serving.embedded import assemble
 from storage.records import Row
-from storage.settings import load
 
 FIRST, SECOND = "digits", "count"
 """Tasks with different answers to the same question of how many or which: the second one undoes the first."""
@@ -88,7 +87,7 @@ class Bench:
             parent_adapter=parent,
             rows=task.train,
             image=self.pictures.read,
-            settings=load(LearnerSettings, dict(settings)),
+            settings=learner_settings(dict(settings)),
             first_task=parent is None,
             workspace=place,
         )

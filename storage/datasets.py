@@ -21,36 +21,50 @@ Split = Literal["train", "holdout"]
 
 
 def split(rows: Sequence[Conversation], holdout_share: float) -> list[Split]:
-    """Say for each row on which side it falls: whole groups of rows that share pictures, in order of their hash."""
+    """Say for each row on which side it falls: whole groups of rows that share pictures, in order of their hash.
+
+    A group for which the holdout has no room is trained on; if that holds for all of them, the smallest is kept aside,
+    unless there is no other.
+    """
     groups: dict[str, list[int]] = {}
-    for position, (row, pictures) in enumerate(zip(rows, joined(map(images_of, rows)), strict=True)):
-        groups.setdefault(_sha256(pictures or row), []).append(position)
-    wanted = max(1, round(len(rows) * holdout_share)) if len(groups) > 1 else 0
+    for position, (row, picture) in enumerate(zip(rows, ties(map(images_of, rows)), strict=True)):
+        groups.setdefault(_sha256(row if picture is None else [picture]), []).append(position)
     sides: list[Split] = ["train"] * len(rows)
-    held = 0
-    for key in sorted(groups)[:-1]:
-        if held >= wanted:
-            break
-        for position in groups[key]:
-            sides[position] = "holdout"
-        held += len(groups[key])
+    if len(groups) < 2:
+        return sides
+    room = max(1, round(len(rows) * holdout_share))
+    held: list[int] = []
+    for key in sorted(groups):
+        if len(held) + len(groups[key]) <= room:
+            held += groups[key]
+    for position in held or min((groups[key] for key in sorted(groups)), key=len):
+        sides[position] = "holdout"
     return sides
 
 
-def joined(rows: Iterable[Iterable[str]]) -> list[list[str]]:
-    """Return for the pictures of each row all that it is tied to, sorted: b and c where one shows a and b, another c.
+def ties(rows: Iterable[Iterable[str]]) -> list[str | None]:
+    """Return for each row's pictures the least of all that they are tied to, and None for a row without pictures.
 
-    Two rows with a picture in common get the same list; so do rows that only others tie together.
+    Rows with a picture in common are tied, and so are those that only others tie together: b and c where one row shows
+    a and b, another a and c.
     """
-    found = [list(pictures) for pictures in rows]
-    tied: dict[str, list[str]] = {}
-    for pictures in found:
-        groups = {id(group): group for group in (tied.setdefault(one, [one]) for one in pictures)}
-        largest, *others = sorted(groups.values(), key=len, reverse=True) or [[]]
-        for group in others:
-            largest += group
-            tied.update(dict.fromkeys(group, largest))
-    return [sorted(tied[pictures[0]]) if pictures else [] for pictures in found]
+    above: dict[str, str] = {}
+
+    def least(picture: str) -> str:
+        while above[picture] != picture:
+            above[picture] = picture = above[above[picture]]
+        return picture
+
+    firsts: list[str | None] = []
+    for pictures in rows:
+        first = None
+        for picture in pictures:
+            above.setdefault(picture, picture)
+            first = picture if first is None else first
+            low, high = sorted((least(first), least(picture)))
+            above[high] = low
+        firsts.append(first)
+    return [None if first is None else least(first) for first in firsts]
 
 
 class Datasets:

@@ -210,14 +210,18 @@ class Generations:
         return target
 
     def _count_as_learned(self, number: int) -> None:
-        """Make the states of datasets tell what this generation has learned; waiting and withdrawn ones stay."""
+        """Make the states of datasets tell what this generation has learned; withdrawn ones stay."""
         rounds = json.dumps([generation.round_id for generation in self.lineage(number)])
         taught = "(SELECT dataset_id FROM round_datasets WHERE round_id IN (SELECT value FROM json_each(?)))"
-        for before, after, which in (("learned", "set_aside", "NOT IN"), ("set_aside", "learned", "IN")):
-            self._database.run(
-                f"UPDATE datasets SET state = '{after}' WHERE state = '{before}' AND id {which} {taught}",
-                [rounds],
-            )
+        self._database.run(
+            f"UPDATE datasets SET state = 'set_aside' WHERE state = 'learned' AND id NOT IN {taught}",
+            [rounds],
+        )
+        # One that was queued again in the meantime would be taught twice.
+        self._database.run(
+            f"UPDATE datasets SET state = 'learned' WHERE state IN ('set_aside', 'queued') AND id IN {taught}",
+            [rounds],
+        )
 
     def _flip(
         self, generation: int, expected: int, *, actor: str, reason: str, round_id: int | None = None

@@ -59,6 +59,8 @@ NOTES = {
     "image_renamed": "{count} image(s) have a name that does not fit their format; the content counts.",
     "hidden_characters": "{count} row(s) contain invisible or direction-changing characters; look at them.",
     "duplicate_row": "{count} row(s) repeat an earlier row word for word and were left out.",
+    "nothing_held_out": "All {count} rows show common pictures, so none of them could be kept aside for judging, and a"
+    " round with them cannot be promoted.",
     "unused_file": "{count} file(s) of the archive are not named by any row.",
 }
 SUFFIXES = {
@@ -145,6 +147,8 @@ def _accept(
             if known is not None:
                 return known
             dataset = store.datasets.add(title, arrival.user.id, upload.accepted, approved_by=approved_by)
+            if not dataset.holdout_rows:
+                upload.notes["nothing_held_out"] = dataset.train_rows
             return arrival.submission(store, upload.report(None), dataset.id)
     except BaseException:
         store.blobs.delete_unused(upload.images)
@@ -171,7 +175,7 @@ class _Upload:
         self._rows = 0
         self._errors: list[Finding] = []
         self._unlisted: Counter[str] = Counter()
-        self._notes: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
 
     def read(self, source: Path, filename: str, size: int) -> None:
         """Read the whole file; raise the BadUpload for which it is refused, if it is."""
@@ -195,7 +199,7 @@ class _Upload:
 
     def report(self, refusal: BadUpload | None) -> Report:
         """Sum up what was found; a file that is refused has no accepted rows."""
-        self._notes["unused_file"] = sum(name not in self._used for name in self._members)
+        self.notes["unused_file"] = sum(name not in self._used for name in self._members)
         refused = [] if refusal is None else [_error(refusal, None)]
         return Report(
             format=self._format,
@@ -239,10 +243,10 @@ class _Upload:
             return
         row_hash = hashlib.sha256(json.dumps(conversation, sort_keys=True).encode()).digest()[:16]
         if row_hash in self._row_hashes:
-            self._notes["duplicate_row"] += 1
+            self.notes["duplicate_row"] += 1
             return
         self._row_hashes.add(row_hash)
-        self._notes["hidden_characters"] += draft.hidden
+        self.notes["hidden_characters"] += draft.hidden
         self._format = self._format or draft.shape
         self.images.update(images_of(conversation))
         self.accepted.append(conversation)
@@ -283,9 +287,9 @@ class _Upload:
         if picture.name and self._members.size(key) > limit:
             raise ImageTooLarge(f"{self._members.size(key):,} bytes", allowed=f"at most {limit:,} bytes")
         image = self._sanitizer.sanitize(self._members.read(key) if picture.name else picture.data)
-        self._notes.update(image.notes)
+        self.notes.update(image.notes)
         if picture.name and not picture.name.lower().endswith(SUFFIXES[image.source_type]):
-            self._notes["image_renamed"] += 1
+            self.notes["image_renamed"] += 1
         sha256 = hashlib.sha256(image.data).hexdigest()
         if sha256 not in self.clean:
             self.clean.add(sha256, [image.data])
@@ -304,9 +308,9 @@ class _Upload:
 
     def _summed_notes(self) -> list[Finding]:
         return [
-            Finding(severity="note", code=code, message=text.format(count=f"{self._notes[code]:,}"))
+            Finding(severity="note", code=code, message=text.format(count=f"{self.notes[code]:,}"))
             for code, text in NOTES.items()
-            if self._notes[code]
+            if self.notes[code]
         ]
 
 

@@ -43,7 +43,7 @@ class DatasetState(StrEnum):
     LEARNED = "learned"
     """part of the champion's lineage"""
     SET_ASIDE = "set_aside"
-    """its round was rejected, held or failed; an admin may queue it again"""
+    """its round was rejected, held, failed or rolled back; an admin may queue it again"""
     WITHDRAWN = "withdrawn"
     """never to be used again"""
 

@@ -108,7 +108,10 @@ def list_generations(context: InContext) -> dict[str, Any]:
 
 @router.post("/generations/rollback")
 def roll_back(context: InContext, user: CurrentUser, body: RollbackRequest | None = None) -> dict[str, Any]:
-    """Let an earlier generation serve again; replies that are being written end on the one they began with."""
+    """Let an earlier generation serve again, and set aside the datasets that it has not learned.
+
+    Replies that are being written end on the generation they began with.
+    """
     wanted = body or RollbackRequest()
     number = context.store.generations.roll_back(user.name, to=wanted.to, expected=wanted.expected)
     return {"object": "rollback", "champion": generation_name(number), "generation": number}

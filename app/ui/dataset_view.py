@@ -14,7 +14,11 @@ STATES: dict[DatasetState, tuple[str, Tone, str]] = {
     DatasetState.PENDING: ("waits for approval", "warn", "An admin looks at it before it is taught."),
     DatasetState.QUEUED: ("queued", "busy", "The next round teaches it."),
     DatasetState.LEARNED: ("learned", "good", "The assistant was taught this."),
-    DatasetState.SET_ASIDE: ("set aside", "bad", "Nothing that serves has learned it; an admin may queue it again."),
+    DatasetState.SET_ASIDE: (
+        "set aside",
+        "bad",
+        "Nothing that serves has learned it; an admin may queue it again.",
+    ),
     DatasetState.WITHDRAWN: ("withdrawn", "plain", "It will not be used again."),
 }
 BEING_TAUGHT: tuple[str, Tone, str] = ("being taught", "busy", "The running round learns it.")

@@ -129,7 +129,10 @@ class RoundsTab:
         """Let the generation before the champion serve again; it is still loaded, so this takes effect at once."""
         user = visitor(self._store, request, Role.ADMIN)
         serving = self._store.generations.roll_back(user.name)
-        gr.Info(f"{generation_name(serving)} serves again; replies being written finish on the other one.")
+        gr.Info(
+            f"{generation_name(serving)} serves again, and what it has not learned is set aside; replies being written "
+            "finish on the other one."
+        )
         return self._view(user, chosen)
 
     # -- what is shown ----------------------------------------------------------------------------------------

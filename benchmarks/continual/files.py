@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.continual.tasks import Pictures, Task, divided
 from learner.scoring import score
 from storage.datafiles import container, raw_rows
-from storage.datasets import joined
+from storage.datasets import ties
 from storage.errors import BadUpload
 from storage.formats import Draft, Picture, read_row
 from storage.records import Conversation
@@ -28,7 +28,7 @@ def build(name: str, path: Path, images: Path, pictures: Pictures, *, rows: int,
 
 
 def _conversations(path: Path, images: Path, pictures: Pictures) -> Iterator[tuple[str, Conversation]]:
-    """Yield conversations with the names of all pictures they are tied to, in the order of their hashes.
+    """Yield conversations with the name of a picture to which they are tied, in the order of their hashes.
 
     Files are often sorted. Pictures are told apart by their names, since reading all of them may take hours: the same
     picture under two names counts as two.
@@ -45,9 +45,8 @@ def _conversations(path: Path, images: Path, pictures: Pictures) -> Iterator[tup
         return pictures.add(picture.data or images / picture.name)
 
     found.sort(key=lambda one: one[0])
-    ties = joined(shown(draft) for _, draft in found)
-    for (key, draft), pictured in zip(found, ties, strict=True):
-        yield "\n".join(pictured) or key, draft.conversation(stored)
+    for (key, draft), picture in zip(found, ties(shown(draft) for _, draft in found), strict=True):
+        yield picture or key, draft.conversation(stored)
 
 
 def shown(draft: Draft) -> list[str]:

@@ -63,8 +63,8 @@ def policy_for(settings: LearnerSettings, first_task: bool) -> Composed:
     PoliciesClash for parts that cannot be combined, in a first round, too, where they could.
     """
     names = settings.policy.split("+")
-    refuse_clashes(names)
     whole = Composed({name: part(name, settings) for name in names})
+    refuse_clashes(names)
     plain = first_task and settings.llaca_first_task == "plain"
     if plain and "llaca" in names and settings.llaca_rule != "balance":
         return Composed({**whole.parts, "llaca": Policy(settings)})

@@ -34,12 +34,9 @@ class Composed(Policy):
 
         Each gets its own share of the memory and of what was inherited.
         """
-        for name, part in self._replacing_first():
+        for name, part in sorted(self.parts.items(), key=_order_of_change):
             earlier = [rows[: part.memory_rows] for rows in task.earlier]
             part.start(replace(task, earlier=earlier, inherited=_of(name, task.inherited)))
-
-    def _replacing_first(self) -> list[tuple[str, Policy]]:
-        return sorted(self.parts.items(), key=lambda named: not named[1].replaces_weights)
 
     def rehearsal(self) -> Sequence[Example]:
         """Return the rows of all parts."""
@@ -62,9 +59,9 @@ class Composed(Policy):
         return {key: value for part in self.parts.values() for key, value in part.after_step().items()}
 
     def finish(self) -> dict[str, Tensor]:
-        """Finish the part that replaces the weights first: the others remember what was really learned."""
+        """Finish the parts that change the weights first: the others remember what was really learned."""
         kept: dict[str, Tensor] = {}
-        for name, part in self._replacing_first():
+        for name, part in sorted(self.parts.items(), key=_order_of_change):
             kept |= _under(name, part.finish())
         return kept
 
@@ -79,6 +76,12 @@ class Composed(Policy):
         """Give each part its own state back."""
         for name, part in self.parts.items():
             part.restore(_of(name, state))
+
+
+def _order_of_change(named: tuple[str, Policy]) -> int:
+    """Put what replaces the weights first, then what brings them back into bounds, then what only looks at them."""
+    _, part = named
+    return 0 if part.replaces_weights else 1 if part.keeps_bounds else 2
 
 
 def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

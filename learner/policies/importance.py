@@ -1,15 +1,17 @@
 """How much each entry of the adapter matters for some rows, measured by gradients at the weights as they are.
 
-Shape suffixes: B rows of a batch, T tokens, I inputs and O outputs of a linear layer, K kept positions, V vocabulary.
+Shape suffixes: B rows of a batch, T tokens of one, I inputs and O outputs of a linear layer, K kept positions, V
+vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from learner.data import IGNORED, Example
 from learner.loss import Batch, answer_loss
@@ -63,28 +65,38 @@ def _mean_of_rows(
     total = [torch.zeros_like(weight) for weight in weights]
     tokens = 0
     for batch in task.batches(examples, task.settings.batch_size):
-        with _seeing(layers) as calls:
+        with _rows_of(len(batch.targets), layers, total, size):
             whole = value(task.logits(batch, weights), batch)
-        inputs, outputs = zip(*(calls[layer] for layer in layers), strict=True)
-        slopes = torch.autograd.grad(whole, outputs)
-        for mine_OI, inputs_BTI, slopes_BTO in zip(total, inputs, slopes, strict=True):
-            gradient_BOI = slopes_BTO.float().mT @ inputs_BTI.detach().float()
-            mine_OI.add_(size(gradient_BOI).sum(dim=0))
+        torch.autograd.grad(whole, weights)
         tokens += batch.answer_tokens
     return [tensor / tokens for tensor in total]
 
 
 @contextmanager
-def _seeing(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """Collect what goes into each layer and what comes out of it."""
-    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+def _rows_of(
+    rows: int, layers: Sequence[nn.Module], total: Sequence[Tensor], size: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Let the backward pass of what is computed here add each row's size(gradient) to its layer's total.
 
-    def see(layer: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        calls[layer] = (inputs[0], outputs)
+    It is done as soon as a layer's slopes are there, so that nothing is kept which training would not keep. A layer may
+    be given tokens or pictures in the place of rows, as long as they come row by row.
+    """
 
-    hooks = [layer.register_forward_hook(see) for layer in layers]
+    def watched(layer: nn.Module, to_OI: Tensor) -> RemovableHandle:
+        def look(_layer: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:
+            inputs_BTI = inputs[0].detach().reshape(rows, -1, inputs[0].shape[-1])
+
+            def add(slopes: Tensor) -> None:
+                slopes_BTO = slopes.reshape(rows, -1, slopes.shape[-1])
+                to_OI.add_(size(slopes_BTO.float().mT @ inputs_BTI.float()).sum(dim=0))
+
+            outputs.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return layer.register_forward_hook(look)
+
+    hooks = [watched(layer, to_OI) for layer, to_OI in zip(layers, total, strict=True)]
     try:
-        yield calls
+        yield
     finally:
         for hook in hooks:
             hook.remove()

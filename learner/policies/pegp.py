@@ -40,6 +40,8 @@ class Pegp(Policy):
     entry), so that the way from the start of the round is projected as well: what the bases span is kept exactly.
     """
 
+    keeps_bounds = True
+
     def start(self, task: Task) -> None:
         """Find the basis of each tensor, as earlier rounds left them."""
         super().start(task)

@@ -85,6 +85,8 @@ class Policy:
     """Whether it starts from the bare base model, not from the parent's adapter."""
     replaces_weights: bool = False
     """Whether it changes the weights at the start or the end of a round; only one part of a combination may."""
+    keeps_bounds: bool = False
+    """Whether, at the end of a round, it brings weights back that another part has led out of its bounds."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self.settings = settings

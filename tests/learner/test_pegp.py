@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.policies.choose import policy_for
+from learner.policies.importance import fisher, normalized
 from learner.policies.layers import layers_of
 from learner.policies.pegp import Pegp
 from learner.policies.policy import Policy, Task
@@ -149,9 +150,9 @@ def test_share_of_zero_leaves_that_side_free(bases: dict[str, Path], side: str, 
     assert all(basis.shape[1] for name, basis in kept.items() if not name.startswith(side))
 
 
-@pytest.mark.parametrize("policy", ["pegp+cofima", "cofima+pegp", "ema+pegp"])
+@pytest.mark.parametrize("policy", ["pegp+cofima", "ewc+cofima+pegp"])
 def test_a_result_that_replaces_the_weights_stays_clear_too(bases: dict[str, Path], policy: str) -> None:
-    """Beside a policy that ends with other weights than it trained, in either order, no way leads along the basis."""
+    """Beside a policy that ends with other weights no way leads along the basis, and others measure what is left."""
     settings = SOME.model_copy(update={"policy": policy})
     inherited = {f"pegp.{name}": basis for name, basis in learned(bases["llava"], SOME).items()}
     task = real_task(bases["llava"], settings, NEW, inherited=inherited)
@@ -159,9 +160,12 @@ def test_a_result_that_replaces_the_weights_stays_clear_too(bases: dict[str, Pat
     both = policy_for(settings, first_task=False)
     both.start(task)
     train(both, task, 3)
-    both.finish()
+    kept = both.finish()
     for held in both.parts["pegp"].held:  # type: ignore[attr-defined] # Pegp's
         (index,) = (i for i, weight in enumerate(task.weights) if weight is held.weight)
         along = (held.weight - begin[index]) @ held.basis
         assert float(along.detach().abs().max()) < 1e-5
     assert any(not torch.equal(now, then) for now, then in zip(task.weights, begin, strict=True))
+    if "ewc" in policy:
+        for index, wanted in enumerate(normalized(fisher(task, task.examples))):
+            torch.testing.assert_close(kept[f"ewc.importance.{index}"], wanted)

@@ -66,8 +66,14 @@ def test_unknown_policy_is_refused_with_the_allowed_ones(policy: str) -> None:
 @pytest.mark.parametrize("first_task", [False, True])
 def test_two_parts_that_replace_the_weights_are_refused(first_task: bool) -> None:
     """Two results cannot both be the round's; the error names them, before a first round and not only after it."""
-    with pytest.raises(PoliciesClash, match="ema and llaca cannot be combined"):
+    with pytest.raises(PoliciesClash, match="ema and llaca cannot be combined: each replaces the weights"):
         policy_for(LearnerSettings(policy="ema+llaca"), first_task)
+    with pytest.raises(PoliciesClash, match="llaca and slao cannot be combined: each replaces the weights"):
+        policy_for(LearnerSettings(policy="llaca+slao"), first_task)
+    with pytest.raises(
+        PoliciesClash, match="llaca and slao cannot be combined: llaca remembers single entries"
+    ):
+        policy_for(LearnerSettings(policy="llaca+slao", llaca_rule="balance"), first_task)
 
 
 def test_parts_see_the_task_as_if_alone() -> None:

@@ -17,7 +17,7 @@ from learner.data import IGNORED, Example
 from learner.loss import Batch, batch_of
 from learner.memory import spread
 from learner.policies.ewc import Ewc
-from learner.policies.importance import fisher, sensitivity
+from learner.policies.importance import _rows_of, fisher, sensitivity
 from learner.policies.lwf import Lwf, divergence
 from learner.policies.mas import Mas
 from learner.policies.penalty import Penalty, penalty
@@ -85,6 +85,24 @@ def test_importance_equals_a_float64_reference(
     found = measure(task, task.examples)
     for tensor, wanted in zip(found, expected(task, value, power), strict=True):
         np.testing.assert_allclose(tensor.numpy(), wanted, rtol=1e-3, atol=1e-3 * wanted.max())
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (15, 4), (6, 5, 2, 4)])
+def test_rows_are_told_apart_however_a_layer_is_given_them(shape: tuple[int, ...]) -> None:
+    """Experts get tokens without their rows, and layers of vision tiles; squares are those of rows all the same."""
+    noise = torch.Generator().manual_seed(0)
+    layer = nn.Linear(4, 2, bias=False)
+    inputs = torch.randn(shape, generator=noise)
+    total = torch.zeros_like(layer.weight)
+    with _rows_of(3, [layer], [total], torch.square):
+        value = layer(inputs).pow(3).sum()
+    torch.autograd.grad(value, layer.weight)
+    wanted = torch.zeros_like(total)
+    for row in inputs.reshape(3, -1, 4):
+        (gradient,) = torch.autograd.grad(layer(row).pow(3).sum(), layer.weight)
+        wanted += gradient.square()
+    torch.testing.assert_close(total, wanted)
+    assert not layer._forward_hooks
 
 
 def test_importance_is_measured_where_a_weight_is_frozen(task: Task) -> None:

@@ -53,7 +53,7 @@ def test_what_was_rolled_back_is_not_rehearsed(store: Store, admin: User) -> Non
 
 
 def test_round_after_a_roll_back_to_the_base_model_is_a_first_one(store: Store, admin: User) -> None:
-    """There is nothing to protect, though datasets count as learned."""
+    """There is nothing to protect, although datasets were learned once."""
     promoted(store, admin)
     store.generations.roll_back(admin.name, to=0)
     job = job_of(store, admin, "sequential+replay")

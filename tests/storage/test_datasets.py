@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.datasets import joined, split
+from storage.datasets import split, ties
 from storage.errors import RoundInProgress, UnknownDataset, WrongState
-from storage.records import Conversation, DatasetState, User
+from storage.records import Conversation, DatasetState, User, image_part
 from storage.store import Store
 from tests.conftest import question, questions
 
@@ -30,7 +32,7 @@ def test_no_picture_is_on_both_sides(pictures: list[int]) -> None:
 def test_rows_that_share_any_picture_are_tied(shown: list[list[int]]) -> None:
     """Rows belong together exactly if a chain of shared pictures leads from one to the other."""
     rows = [[str(picture) for picture in pictures] for pictures in shown]
-    ties = joined(rows)
+    found = ties(rows)
     for start, pictures in enumerate(rows):
         reached = set(pictures)
         while True:
@@ -38,7 +40,7 @@ def test_rows_that_share_any_picture_are_tied(shown: list[list[int]]) -> None:
             if wider == reached:
                 break
             reached = wider
-        assert ties[start] == sorted(reached)
+        assert found[start] == min(reached, default=None)
 
 
 def test_no_picture_of_several_is_on_both_sides() -> None:
@@ -52,6 +54,27 @@ def test_no_picture_of_several_is_on_both_sides() -> None:
     assert "holdout" in sides
     for i in range(15):
         assert sides[2 * i] == sides[2 * i + 1] == sides[30 + i]
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=2), min_size=2, max_size=60))
+def test_as_many_rows_are_kept_aside_as_there_shall_be(shown: list[list[int]]) -> None:
+    """However pictures tie rows together, at most the share is kept aside, or else the smallest group there is."""
+    rows = [question(f"{i}?", "a") for i in range(len(shown))]
+    for row, pictures in zip(rows, shown, strict=True):
+        row[0]["content"] = [
+            *map(image_part, (f"{picture:064x}" for picture in pictures)),
+            *row[0]["content"],
+        ]
+    held = split(rows, 0.2).count("holdout")
+    tied = ties([f"{picture:064x}" for picture in pictures] for pictures in shown)
+    sizes = Counter(i if picture is None else picture for i, picture in enumerate(tied))
+    assert held <= max(1, round(len(rows) * 0.2)) or held == min(sizes.values())
+    assert (held > 0) == (len(sizes) > 1)
+
+
+def test_many_rows_about_one_picture_are_split_at_once() -> None:
+    """Time grows with the rows, not with their square: a hundred thousand that share a picture are no trouble."""
+    assert set(ties([f"{number}", "reference"] for number in range(100_000))) == {"0"}
 
 
 def test_the_split_is_for_ever(store: Store, admin: User) -> None:

@@ -512,7 +512,8 @@ def test_example_in_the_docs_is_accepted(
         used = {name: data for name, data in placed.items() if f'"{name}"' in json.dumps(rows)}
         upload.write_bytes(zipped({"data.jsonl": jsonl(more)} | used))
     submission = receive(store, admin, upload.name, upload)
-    assert submission.report.findings == ()
+    # Repeated, an example's rows show the same picture.
+    assert {finding.code for finding in submission.report.findings} <= {"nothing_held_out"}
     assert submission.state is SubmissionState.ACCEPTED
     assert submission.report.format == shape
 

@@ -93,7 +93,7 @@ def test_states_of_datasets_follow_a_roll_back(store: Store, admin: User) -> Non
     store.generations.roll_back(admin.name, to=1)
     assert store.datasets.approve(3, admin.name).state is DatasetState.QUEUED
     store.generations.roll_back(admin.name, to=3)
-    assert states() == [DatasetState.LEARNED, DatasetState.WITHDRAWN, DatasetState.QUEUED]
+    assert states() == [DatasetState.LEARNED, DatasetState.WITHDRAWN, DatasetState.LEARNED]
 
 
 def test_nothing_is_promoted_without_its_verdict(store: Store, admin: User) -> None:

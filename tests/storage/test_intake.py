@@ -357,6 +357,20 @@ def test_repeated_rows_are_used_once(store: Store, admin: User) -> None:
     assert notes(submission) == {"duplicate_row"}
 
 
+def test_data_of_which_nothing_can_be_kept_aside_is_told_so(store: Store, admin: User) -> None:
+    """Where all rows show the same picture none is held out, and the report says what that means."""
+    items = [
+        llava(1)[0] | {"id": str(n), "conversations": turns}
+        for n, turns in enumerate(
+            [{"from": "human", "value": f"<image>\nquestion {n}?"}, {"from": "gpt", "value": "yes"}]
+            for n in range(6)
+        )
+    ]
+    submission = send(store, admin, with_images(*numbered(1), items=items))
+    assert store.datasets.list()[0].holdout_rows == 0
+    assert notes(submission) == {"nothing_held_out"}
+
+
 def test_what_is_done_to_images_is_noted(store: Store, admin: User) -> None:
     """Places, turned photos, transparency and wrong names are mended and noted, and no place is stored."""
     exif = Image.Exif()
