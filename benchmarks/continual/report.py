@@ -56,6 +56,8 @@ def report(directory: Path, docs: Path) -> Path:
         "## Learning and forgetting",
         main,
         f"![New-task accuracy and forgetting of each method]({name}-plane.png)",
+        "## Each order by itself",
+        tables.by_order(runs, orders),
         "## Each task after the last round",
         "Accuracy in percent; in brackets the answers in the form that was taught, right or wrong.",
         tables.per_task(runs, base),

@@ -43,6 +43,23 @@ def accuracies(runs: Runs, base: Round | None) -> str:
     return table(head, lines)
 
 
+def by_order(runs: Runs, orders: Sequence[str]) -> str:
+    """Return final accuracy and forgetting of each order by itself: what is learned last is forgotten least."""
+    head = ["method", *(f"{order}: {what}" for order in orders for what in ("runs", "MFN ↑", "forgetting ↓"))]
+    lines = []
+    for method, mine in runs.items():
+        line = [f"`{method}`"]
+        for order in orders:
+            those = [run for run in mine if run.order == order]
+            line += [
+                str(len(those)) if those else "–",
+                figure(over(those, lambda run: run.metrics.mfn)),
+                figure(over(those, lambda run: run.metrics.forgetting)),
+            ]
+        lines.append(line)
+    return table(head, lines)
+
+
 def per_task(runs: Runs, base: Round | None) -> str:
     """Return each task's accuracy after the last round, and the share of answers in its form behind it."""
     tasks = sorted({task for mine in runs.values() for run in mine for task in run.tasks})

@@ -11,6 +11,8 @@ from benchmarks.continual.__main__ import main
 from benchmarks.continual.protocol import method
 from benchmarks.continual.report import report
 from benchmarks.continual.results import BASE, Cell, Cost, Results, Round
+from benchmarks.continual.summary import finished
+from benchmarks.continual.tables import by_order
 
 TASKS = "count,chart"
 ONE_ADAPTER = "sequential,ema:ema_decay=0.5"
@@ -148,7 +150,7 @@ def test_the_report_shows_every_method_and_fills_the_page(done: Path, tmp_path: 
     page.write_text("# Title\n\n<!-- tiny -->\nold\n<!-- end of tiny -->\n\nThe end.\n", encoding="utf-8")
     written = report(done / "tiny", tmp_path).read_text(encoding="utf-8")
     for name in ("sequential", "ema:ema_decay=0.5", "sequential:groups=1"):
-        assert written.count(f"| `{name}` |") == 4
+        assert written.count(f"| `{name}` |") == 5
     for picture in ("plane", "origin", "examples"):
         assert (tmp_path / "continual" / f"tiny-{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(tiny-{picture}.png)" in written
@@ -168,7 +170,7 @@ def cell(accuracy: float) -> Cell:
     return Cell(rows=10, accuracy=accuracy, format=100.0, samples=[("red", "blue")])
 
 
-def rounds_of(name: str, seed: int, final: float) -> list[Round]:
+def rounds_of(name: str, seed: int, final: float, order: str = "origin") -> list[Round]:
     """Return a run of two tasks that ends with this accuracy on the first."""
     cost = Cost(
         steps=10,
@@ -183,7 +185,7 @@ def rounds_of(name: str, seed: int, final: float) -> list[Round]:
     cells = [{"a": cell(80.0)}, {"a": cell(final), "b": cell(60.0)}]
     return [
         Round(
-            method=name, order="origin", seed=seed, tasks=["a", "b"], number=number, cells=cells[number], cost=cost,
+            method=name, order=order, seed=seed, tasks=["a", "b"], number=number, cells=cells[number], cost=cost,
             settings={"seed": seed}, machine="a machine", at="2026-01-01T00:00:00+00:00",
         )
         for number in range(2)
@@ -212,6 +214,20 @@ def test_the_report_compares_with_sequential_over_the_same_seeds(tmp_path: Path)
     assert first["good"][7:9] == ["1.56", "4.0"]
     assert first["good"][2] == "46.2 ± 23.0"
     assert first["joint"][2:7] == ["67.5", "–", "–", "–", "–"]
+
+
+def test_orders_are_told_apart(tmp_path: Path) -> None:
+    """An order's figures are those of its own runs; a dash stands where a method has not run it."""
+    runs = finished(
+        [*rounds_of("good", 0, 65), *rounds_of("good", 1, 0), *rounds_of("other", 0, 20, order="reverse")]
+    )
+    lines = [line.strip("| ").split(" | ") for line in by_order(runs, ["origin", "reverse"]).splitlines()]
+    assert lines[0] == [
+        "method", "origin: runs", "origin: MFN ↑", "origin: forgetting ↓", "reverse: runs", "reverse: MFN ↑",
+        "reverse: forgetting ↓",
+    ]  # fmt: skip
+    assert lines[2] == ["`good`", "2", "46.2 ± 23.0", "47.5 ± 46.0", "–", "–", "–"]
+    assert lines[3] == ["`other`", "–", "–", "–", "1", "40.0", "60.0"]
 
 
 def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
