@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_after_its_last_round(
 def test_the_report_says_that_nothing_is_served(done: Path, tmp_path: Path) -> None:
     """Each method has its lines in all tables, and a sentence explains a number of 0 adapters."""
     written = report(done, tmp_path).read_text(encoding="utf-8")
-    assert all(written.count(f"| `{name}` |") == 4 for name in METHODS)
+    assert all(written.count(f"| `{name}` |") == 5 for name in METHODS)
     assert NOT_SERVED in written
 
 
