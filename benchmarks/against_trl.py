@@ -9,12 +9,12 @@ rate and fused AdamW, and take loss on the answers alone. What is timed is a who
 reading rows and pictures, and every step to the last.
 
 What differs is what each does about it. The learner reads a row once, runs the vision tower once per picture and the
-output head on the answers alone, buckets rows by length, keeps LLaCA's average after every
-step, and writes a checkpoint at the end. TRL reads rows again in each epoch, as it does by default. What it could be
-told is told: gradient checkpointing, on by default and slower, is off, on a CPU attention is the plain one that the
-learner takes for short rows (`--trl-defaults` leaves the one on and the other as it comes), nothing is saved or sent
-anywhere, and `--workers` lets other processes read rows ahead. TRL's answer ends with all that the template
-writes after it, the learner's with the token that ends the turn, so their mean losses are over other tokens.
+output head on the answers alone, buckets rows by length, keeps LLaCA's average after every step, and writes a
+checkpoint at the end. TRL reads rows again in each epoch, as it does by default. What it could be told is told:
+gradient checkpointing, on by default and slower, is off, on a CPU attention is the plain one that the learner takes for
+short rows (`--trl-defaults` leaves the one on and the other as it comes), nothing is saved or sent anywhere, and
+`--workers` lets other processes read rows ahead. TRL's answer ends with all that the template writes after it, the
+learner's with the token that ends the turn, so their mean losses are over other tokens.
 
 Run it on a quiet machine.
 """

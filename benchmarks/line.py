@@ -105,15 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not given.base.exists():
         assemble(given.base)
-    artist, pictures = drawn.sources_fetched(given.cache), Pictures()
-    sources = {source.name: source for source in drawn.SOURCES}
+    pictures = Pictures()
     pairs = [pair.split(":") for pair in given.pairs.split(",")]
-    tasks = {
-        name: drawn.build(
-            sources[name], artist, given.cache, pictures, rows=given.rows, holdout=given.holdout
-        )
-        for name in {name for pair in pairs for name in pair}
-    }
+    names = [name for pair in pairs for name in pair]
+    tasks = drawn.named(names, given.cache, pictures, rows=given.rows, holdout=given.holdout)
     learner = learner_settings({"policy": given.policy, "epochs": given.epochs, "rank": given.rank})
     bench = Bench(base=given.base, settings=learner, pictures=pictures)
     print(

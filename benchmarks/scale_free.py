@@ -141,14 +141,14 @@ def main(arguments: Sequence[str] | None = None, settings: Sequence[Mapping[str,
     given = parser.parse_args(arguments)
     if not given.base.exists():
         assemble(given.base)
-    artist, pictures = drawn.sources_fetched(given.cache), Pictures()
-    sources = {source.name: source for source in drawn.SOURCES}
-    first, second = (
-        drawn.build(sources[name], artist, given.cache, pictures, rows=given.rows, holdout=given.holdout)
-        for name in (FIRST, SECOND)
-    )
+    pictures = Pictures()
+    tasks = drawn.named((FIRST, SECOND), given.cache, pictures, rows=given.rows, holdout=given.holdout)
     bench = Bench(
-        base=given.base, first=first, second=second, pictures=pictures, shared={"epochs": given.epochs}
+        base=given.base,
+        first=tasks[FIRST],
+        second=tasks[SECOND],
+        pictures=pictures,
+        shared={"epochs": given.epochs},
     )
     print(f"{given.base.name}, {given.rows} rows of {FIRST}, then of {SECOND}; {machine()}")
     print(f"{datetime.now(UTC):%Y-%m-%d}; nats lost of {FIRST} and learned of {SECOND}")

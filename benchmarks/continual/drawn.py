@@ -12,7 +12,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,21 @@ def build(
     style = re.compile(source.style)
     drawn = (conversation(asked, pictures) for asked in source.rows(artist, cache))
     return divided(source.name, drawn, rows=rows, holdout=holdout, style=style, grade=same)
+
+
+def named(
+    names: Collection[str], cache: Path, pictures: Pictures, *, rows: int, holdout: int
+) -> dict[str, Task]:
+    """Draw the rows of the tasks of these names; raise ValueError for one that is not there."""
+    artist = sources_fetched(cache)
+    found = {source.name: source for source in SOURCES}
+    unknown = sorted(set(names) - set(found))
+    if unknown:
+        raise ValueError(f"no task {unknown[0]!r}; there are {', '.join(found)}")
+    return {
+        name: build(found[name], artist, cache, pictures, rows=rows, holdout=holdout)
+        for name in dict.fromkeys(names)
+    }
 
 
 def conversation(asked: Asked, pictures: Pictures) -> tuple[str, Conversation]:

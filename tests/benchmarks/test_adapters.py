@@ -37,7 +37,7 @@ def test_a_question_like_no_group_is_answered_by_the_base_model(base: Path, tmp_
     ]
 
 
-def test_there_are_no_more_groups_than_servers_hold(base: Path) -> None:
+def test_there_are_no_more_groups_than_servers_hold() -> None:
     """Where every task asks otherwise, those beyond the limit join a group, as in a round."""
     teacher = AdapterTeacher(SETTINGS, groups=1.0)
     codebook = teacher.beginning().codebook

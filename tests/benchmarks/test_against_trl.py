@@ -74,7 +74,7 @@ def taken(labels: Tensor) -> list[int]:
 
 
 def test_what_is_told_is_what_was_measured(bench: Any) -> None:
-    """The ratio printed is that of the two times, whose trainings are over before it is printed."""
+    """The ratio printed is that of the two times, and both sides computed attention in the same way."""
     ours, theirs = bench.ours(), bench.theirs()
     assert min(ours.seconds, theirs.seconds) > 0
     assert ours.attention == theirs.attention

@@ -216,7 +216,7 @@ def test_the_report_compares_with_sequential_over_the_same_seeds(tmp_path: Path)
     assert first["joint"][2:7] == ["67.5", "–", "–", "–", "–"]
 
 
-def test_orders_are_told_apart(tmp_path: Path) -> None:
+def test_orders_are_told_apart() -> None:
     """An order's figures are those of its own runs; a dash stands where a method has not run it."""
     runs = finished(
         [*rounds_of("good", 0, 65), *rounds_of("good", 1, 0), *rounds_of("other", 0, 20, order="reverse")]

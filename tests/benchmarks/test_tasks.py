@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.continual import files
-from benchmarks.continual.drawn import SOURCES, Source, build
+from benchmarks.continual.drawn import SOURCES, Source, build, named
 from benchmarks.continual.general import suite
 from benchmarks.continual.protocol import FULL, QUICK
 from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of, same
@@ -172,3 +172,11 @@ def test_a_file_with_a_bad_row_or_too_few_rows_is_refused(tmp_path: Path) -> Non
         files.build("own", path, tmp_path, Pictures(), rows=10, holdout=4)
     with pytest.raises(ValueError, match="too few rows: 1"):
         files.build("own", write_llava_file(tmp_path, 1), tmp_path, Pictures(), rows=10, holdout=4)
+
+
+def test_a_name_that_no_drawn_task_has_is_refused(stocked: Path) -> None:
+    """The message names it and the tasks that there are; those that exist come once, in the order given."""
+    with pytest.raises(ValueError, match=r"no task 'flowers'; there are .*count"):
+        named(("count", "flowers"), stocked, Pictures(), rows=2, holdout=1)
+    found = named(("chart", "count", "chart"), stocked, Pictures(), rows=2, holdout=1)
+    assert list(found) == ["chart", "count"]
