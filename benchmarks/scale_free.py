@@ -33,7 +33,7 @@ from serving.embedded import assemble
 from storage.records import Row
 
 FIRST, SECOND = "digits", "count"
-"""Tasks with different answers to the same question of how many or which: the second one undoes the first."""
+"""Numbers as digits, then numbers as words: the second task undoes the first."""
 VARIED: tuple[dict[str, Any], ...] = (
     {}, {"rank": 8, "alpha": 16}, {"rank": 64, "alpha": 128}, {"learning_rate": 2e-4}, {"learning_rate": 1e-3},
     {"batch_size": 2}, {"batch_size": 8},
@@ -126,7 +126,7 @@ def told(varied: Mapping[str, Any], before: Losses, after: Mapping[str, Losses])
     return f"| {name} | {lost['plain']:.2f} | {learned['plain']:.2f} | {' | '.join(shares)} |"
 
 
-def main(arguments: Sequence[str] | None = None, settings: Sequence[Mapping[str, Any]] = VARIED) -> None:
+def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None, settings: Sequence[Mapping[str,
     parser.add_argument(
         "--cache", type=Path, default=Path("data/recipe/cache"), help="where emoji and typefaces are"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     if not given.base.exists():
         assemble(given.base)
     pictures = Pictures()
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None, settings: Sequence[Mapping[str,
     print(f"{datetime.now(UTC):%Y-%m-%d}; nats lost of {FIRST} and learned of {SECOND}")
     heads = (f"{rule}: of it lost | learned" for rule in RULES if rule != "plain")
     print(f"| setting | plain: lost | learned | {' | '.join(heads)} |\n{'|---' * (1 + 2 * len(RULES))}|")
-    for varied in settings:
+    for varied in VARIED:
         with tempfile.TemporaryDirectory() as place:
             print(told(varied, *bench.measure(varied, Path(place))), flush=True)
 

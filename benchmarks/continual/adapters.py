@@ -24,6 +24,7 @@ from serving.settings import ServingSettings
 from storage.records import Row
 
 MOST_GROUPS = ServingSettings.model_fields["max_loras"].default - SPARE_SLOTS
+"""As a round counts them, with servers as they are by default."""
 BARE = -1
 """In place of a group: no adapter, which is what the base model is."""
 
