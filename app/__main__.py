@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import uvicorn
 
@@ -16,6 +17,10 @@ from storage.store import Store
 
 GRACE_SECONDS = 5
 """How long replies may go on after a stop was asked for."""
+KEEP_ALIVE_SECONDS = 130
+"""How long an idle connection stays open. Whoever keeps connections must be the first to close them, or a request meets
+a connection that is being closed and is lost: httpx (and OpenAI's client) keeps them for 5 s, as long as uvicorn by
+default, nginx and most load balancers for 60 s, Caddy for 120 s."""
 
 
 def main() -> int:
@@ -31,18 +36,22 @@ def main() -> int:
 
 
 def _serve(store: Store, settings: AppSettings, serving: ServingSettings) -> None:
-    uvicorn.run(
-        build(store, Upstream.connect(store, settings, serving), settings),
-        host=settings.host,
-        port=settings.port,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
-        server_header=False,
+    app = build(store, Upstream.connect(store, settings, serving), settings)
+    uvicorn.run(app, host=settings.host, port=settings.port, **server_options(settings))
+
+
+def server_options(settings: AppSettings) -> dict[str, Any]:
+    """Return what uvicorn is told besides the address."""
+    return {
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": settings.trusted_proxies,
+        "server_header": False,
         # One line per token poll of the page would bury everything else; the audit log has what matters.
-        access_log=False,
-        log_level="info",
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+        "access_log": False,
+        "log_level": "info",
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ from storage.errors import AdapterRefused, ReplyInterrupted, RequestRejected, Se
 
 Messages = Sequence[dict[str, Any]]
 
+IDLE_SECONDS = 2.0
+"""How long an unused connection is kept. vLLM closes one after 5 s, which is httpx's own default, too: a request sent
+just then is lost."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -68,7 +72,9 @@ class VLLM:
             timeout=httpx.Timeout(timeout_seconds, connect=5.0),
             # Admission is decided before this client; a pool limit here would only be a second, invisible
             # queue.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=32, keepalive_expiry=IDLE_SECONDS
+            ),
             # A proxy set for the outside world must not see prompts on their way to a server of ours.
             trust_env=False,
         )

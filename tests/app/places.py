@@ -20,6 +20,7 @@ import uvicorn
 from PIL import Image
 from safetensors.numpy import save_file
 
+from app.__main__ import server_options
 from app.auth import COOKIE
 from app.chat import Upstream
 from app.main import build
@@ -77,9 +78,8 @@ def serving(app: Any) -> Iterator[str]:
     """Serve an ASGI application on a free loopback port and yield its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1)
-    )
+    quick = {"log_level": "warning", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, **(server_options(AppSettings()) | quick)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     until(lambda: server.started)

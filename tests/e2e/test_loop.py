@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
@@ -65,7 +66,10 @@ def taught(installation: Installation) -> Taught:
     with ThreadPoolExecutor(1) as pool:
         talking = pool.submit(asyncio.run, chats)
         found = installation.wait_for_round(round_id, "promoted")
-        heard = talking.result()
+        try:
+            heard = talking.result()
+        except* httpx.HTTPError as errors:
+            raise AssertionError(f"a chat broke off: {errors.exceptions}\n{installation.logs()}") from errors
     return Taught(
         round=found,
         before=before,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import VLLM
+from serving.client import IDLE_SECONDS, VLLM
 from storage.errors import ReplyInterrupted, ServingUnavailable
 from tests.fake_vllm import FakeVLLM, Messages
 from tests.serving.adapters import QUESTION, write_lora
@@ -202,3 +202,23 @@ async def test_the_fake_forgets_adapters_when_it_restarts(fake: FakeVLLM, vllm: 
     await vllm.load("assistant@1", write_lora(tmp_path / "one", seed=1))
     fake.restart()
     assert await vllm.models() == [BASE]
+
+
+async def test_an_idle_connection_is_given_up_before_the_server_closes_it() -> None:
+    """A server closes what was idle for 5 s, and what is sent just then is lost: our connections are closed earlier."""
+    opened = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with VLLM(f"http://{host}:{port}", "key") as client:
+            assert await client.healthy()
+            assert await client.healthy()
+            assert len(opened) == 1
+            await asyncio.sleep(IDLE_SECONDS + 0.1)
+            assert await client.healthy()
+            assert len(opened) == 2
