@@ -23,10 +23,10 @@ from benchmarks.continual import drawn, files, plots
 from benchmarks.continual.choose import teacher_of
 from benchmarks.continual.general import suite
 from benchmarks.continual.protocol import (
+    FORMS,
     FULL,
     METHODS,
     ORDERS,
-    QUICK,
     Form,
     Method,
     Protocol,
@@ -76,7 +76,14 @@ def parser_of_arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="the short form; says what it leaves out")
+    parser.add_argument(
+        "--quick", action="store_const", dest="form", const="quick", default="full",
+        help="the short form; says what it leaves out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alike", action="store_const", dest="form", const="alike",
+        help="a short form whose tasks ask alike, so that groups alone do not keep them apart",
+    )  # fmt: skip
     parser.add_argument(
         "--report", action="store_true", help="write tables and pictures of what was measured"
     )
@@ -103,14 +110,14 @@ def parser_of_arguments() -> argparse.ArgumentParser:
         "--cache", type=Path, default=Path("data/recipe/cache"), help="where emoji and typefaces are"
     )
     parser.add_argument("--work", type=Path, default=Path("data/continual"), help="where results are kept")
-    parser.add_argument("--name", help="directory of the results below --work (default: quick or full)")
+    parser.add_argument("--name", help="directory of the results below --work (default: that of the form)")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where --report writes")
     return parser
 
 
 def form_of(given: argparse.Namespace) -> Form:
-    """Return how much is to be done: the quick or the full form, with what the command line changes."""
-    form = QUICK if given.quick else FULL
+    """Return how much is to be done: one of the forms, with what the command line changes."""
+    form = FORMS[given.form]
     changed = {name: getattr(given, name) for name in ("rows", "holdout", "general", "epochs")}
     changed |= {
         "tasks": tuple(given.tasks.split(",")) if given.tasks else None,
@@ -165,13 +172,10 @@ def tasks_of(given: argparse.Namespace, form: Form, pictures: Pictures) -> tuple
     Without --tasks, those of --dataset come after the form's.
     """
     datasets = dict(pair(text) for text in given.dataset)
-    sources = {source.name: source for source in drawn.SOURCES}
     names = list(dict.fromkeys([*form.tasks, *datasets]))
-    unknown = [name for name in names if name not in datasets and name not in sources]
-    if unknown:
-        raise ValueError(f"no task {unknown[0]!r}; there are {', '.join([*sources, *datasets])}")
+    sources = {name: drawn.source_of(name) for name in names if name not in datasets}
     # Who brings all tasks and asks no general questions needs neither emoji nor typefaces.
-    needed = form.general > 0 or any(name not in datasets for name in names)
+    needed = form.general > 0 or bool(sources)
     artist = drawn.sources_fetched(given.cache) if needed else None
     tasks = {}
     for name in names:

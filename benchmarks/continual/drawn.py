@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,8 @@ class Source:
     """As a regular expression."""
     rows: Callable[[Artist, Path], Iterator[Asked]]
     """Yields rows, for ever if it can; takes the artist and the recipe's cache."""
+    answers: tuple[str, ...] = ()
+    """All answers there are, if that is known beforehand: then the task can be taught in parts."""
 
 
 def sources_fetched(cache: Path) -> Artist:
@@ -78,15 +80,42 @@ def named(
     names: Collection[str], cache: Path, pictures: Pictures, *, rows: int, holdout: int
 ) -> dict[str, Task]:
     """Draw the rows of the tasks of these names; raise ValueError for one that is not there."""
+    chosen = [source_of(name) for name in dict.fromkeys(names)]
     artist = sources_fetched(cache)
-    found = {source.name: source for source in SOURCES}
-    unknown = sorted(set(names) - set(found))
-    if unknown:
-        raise ValueError(f"no task {unknown[0]!r}; there are {', '.join(found)}")
     return {
-        name: build(found[name], artist, cache, pictures, rows=rows, holdout=holdout)
-        for name in dict.fromkeys(names)
+        source.name: build(source, artist, cache, pictures, rows=rows, holdout=holdout) for source in chosen
     }
+
+
+def source_of(name: str) -> Source:
+    """Return the source of a task by its name, `digits` or, for a part of its answers, `digits.1-of-2`.
+
+    Raises ValueError for one that is not there.
+    """
+    known = {source.name: source for source in SOURCES}
+    whole, _, part = name.partition(".")
+    found = re.fullmatch(r"([1-9]\d*)-of-([1-9]\d*)", part)
+    if whole in known and not part:
+        return known[whole]
+    if whole in known and found is not None:
+        number, count = map(int, found.groups())
+        if number <= count <= len(known[whole].answers):
+            return _part_of(known[whole], name, number, count)
+    parted = ", ".join(source.name for source in SOURCES if source.answers)
+    raise ValueError(
+        f"no task {name!r}; there are {', '.join(known)}, and parts such as digits.1-of-2 of {parted}"
+    )
+
+
+def _part_of(source: Source, name: str, number: int, count: int) -> Source:
+    """Return a task that asks the same but has only the `number`-th of `count` parts of the answers."""
+    begin, end = ((number - shift) * len(source.answers) // count for shift in (1, 0))
+    answers = source.answers[begin:end]
+
+    def rows(artist: Artist, cache: Path) -> Iterator[Asked]:
+        return (asked for asked in source.rows(artist, cache) if asked.answer in answers)
+
+    return replace(source, name=name, rows=rows, answers=answers)
 
 
 def conversation(asked: Asked, pictures: Pictures) -> tuple[str, Conversation]:
@@ -217,8 +246,13 @@ def _times(scene: Scene, thing: Thing) -> int:
 
 
 SOURCES = (
-    Source(name="digits", style=r"\d", rows=_digits),
-    Source(name="count", style="|".join(NUMBERS[1:]), rows=_of_scenes("count", "shapes", _count)),
+    Source(name="digits", style=r"\d", rows=_digits, answers=tuple("0123456789")),
+    Source(
+        name="count",
+        style="|".join(NUMBERS[1:]),
+        rows=_of_scenes("count", "shapes", _count),
+        answers=NUMBERS[1:],
+    ),
     Source(name="relation", style="true|false", rows=_of_scenes("relation", "shapes", _relation)),
     Source(name="spelling", style=r"[A-Z0-9](-[A-Z0-9])+", rows=_of_scenes("spelling", "text", _spelling)),
     Source(
@@ -228,6 +262,11 @@ SOURCES = (
     ),
     Source(name="choice", style="[A-D]", rows=_of_scenes("choice", "shapes", _choice)),
     Source(name="emoji", style=r"Category: [a-z0-9 ]+\.", rows=_of_scenes("emoji", "emoji", _emoji)),
-    Source(name="flags", style=r"\[[A-Z][A-Za-z ]*\]", rows=_flags),
+    Source(
+        name="flags",
+        style=r"\[[A-Z][A-Za-z ]*\]",
+        rows=_flags,
+        answers=tuple(f"[{country}]" for country in FLAGS),
+    ),
 )
 """In the order `origin`."""

@@ -69,6 +69,12 @@ QUICK = Form(
     epochs=3, orders=("origin",), seeds=(0,),
 )  # fmt: skip
 """For two cores."""
+ALIKE = replace(
+    QUICK, name="alike", tasks=("digits.1-of-2", "count.1-of-2", "digits.2-of-2", "count.2-of-2"),
+    orders=("origin", "reverse"),
+)  # fmt: skip
+"""Two questions, each taught in two parts that have no answer in common, so that groups leave something to forget."""
+FORMS = {form.name: form for form in (FULL, QUICK, ALIKE)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
