@@ -317,7 +317,7 @@ class RoundStory:
 
     def _earlier_rows(self, plan: Plan) -> list[Sequence[Row]]:
         """Return the training rows of each earlier dataset, if the policy looks at any of them."""
-        if policy_for(self.settings, plan.parent is None).memory_rows == 0:
+        if policy_for(self.settings, plan.parent is None).memory_rows({}) == 0:
             return []
         return [self.store.datasets.rows(dataset.id, "train") for dataset in plan.earlier]
 

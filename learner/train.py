@@ -107,11 +107,7 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     """
     settings = job.settings
     policy = policy_for(settings, job.first_task)
-    job = replace(
-        job,
-        earlier=[sample(rows, policy.memory_rows, settings.seed) for rows in job.earlier],
-        parent_adapter=None if policy.from_base else job.parent_adapter,
-    )
+    job = as_wanted(job, policy)
     set_seed(settings.seed)
     accelerator = Accelerator(mixed_precision="bf16")
 
@@ -196,6 +192,14 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
             "last": last_facts(values),
         },
     )
+
+
+def as_wanted(job: TrainingJob, policy: Policy) -> TrainingJob:
+    """Return the job with the parent from which the policy starts and the earlier rows that it wants to see."""
+    parent = None if policy.from_base else job.parent_adapter
+    memory_rows = policy.memory_rows(inherited_state(parent))
+    earlier = [sample(rows, memory_rows, job.settings.seed) for rows in job.earlier]
+    return replace(job, parent_adapter=parent, earlier=earlier)
 
 
 def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device: torch.device) -> Task:

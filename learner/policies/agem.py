@@ -15,7 +15,6 @@ from torch import Tensor
 from learner import processes
 from learner.data import Example
 from learner.policies.policy import Policy, Task
-from learner.settings import LearnerSettings
 
 
 class AGem(Policy):
@@ -24,9 +23,9 @@ class AGem(Policy):
     Without a memory, as in a first round, it does nothing.
     """
 
-    def __init__(self, settings: LearnerSettings) -> None:
-        super().__init__(settings)
-        self.memory_rows = settings.agem_rows
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return what the settings say."""
+        return self.settings.agem_rows
 
     def start(self, task: Task) -> None:
         """Count the steps, from which the draws follow."""

@@ -6,7 +6,7 @@ are trained to the point at which that objective is least.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,23 +26,47 @@ class Balance(Penalty):
     and λ (`llaca_balance`) says how much a nat lost on any of them weighs against one gained on the new rows.
     """
 
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return as many as a task's curvature is measured on, if the earlier ones' is not known yet."""
+        return 0 if inherited else self.settings.importance_rows
+
+    def start(self, task: Task) -> None:
+        """Measure the curvature of earlier tasks where another policy has taught them.
+
+        How they came to the weights is not known, so what each would lose is measured between these and the bare base.
+        """
+        super().start(task)
+        if not self.inherited:
+            bare = [
+                torch.zeros_like(weight) if ".lora_B." in name else weight.detach()
+                for name, weight in zip(task.names, task.weights, strict=True)
+            ]
+            for rows in task.earlier:
+                self.inherited = self.with_new(self.curvature(rows, bare))
+            self.importance = self.inherited
+
     def strength(self) -> float:
         """Return λ/2."""
         return self.settings.llaca_balance / 2
 
     def after_step(self) -> dict[str, Any]:
         """Tell what all earlier tasks together have lost by now, as far as H tells, in nats per answer token."""
-        return {"earlier_loss": float(cost(self.importance, self.moved()))} if self.importance else {}
+        return (
+            {"earlier_loss": float(cost(self.importance, self.moved(self.begin)))} if self.importance else {}
+        )
 
     def measure(self) -> list[Tensor]:
         """Return the curvature of the new task's loss where the round has ended."""
-        rows = self.rows()
-        gain = mean_loss(self.task, rows, self.begin) - mean_loss(self.task, rows, self.task.weights)
-        return in_nats(fisher(self.task, rows), self.moved(), gain)
+        return self.curvature(self.rows(), self.begin)
 
-    def moved(self) -> list[Tensor]:
-        """Return θ - φ, without a gradient."""
-        return [weight.detach() - begin for weight, begin in zip(self.task.weights, self.begin, strict=True)]
+    def curvature(self, rows: Sequence[Example], since: Sequence[Tensor]) -> list[Tensor]:
+        """Return the curvature of the loss of these rows at the weights of now, which have come from `since`."""
+        gain = mean_loss(self.task, rows, since) - mean_loss(self.task, rows, self.task.weights)
+        return in_nats(fisher(self.task, rows), self.moved(since), gain)
+
+    def moved(self, since: Sequence[Tensor]) -> list[Tensor]:
+        """Return how far the weights are from `since`, without a gradient."""
+        return [weight.detach() - begin for weight, begin in zip(self.task.weights, since, strict=True)]
 
 
 def cost(curvature: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:

@@ -25,9 +25,12 @@ class Composed(Policy):
         if len(clashing) > 1:
             raise PoliciesClash(clashing, "each replaces the weights that the round has trained")
         self.parts = dict(parts)
-        self.memory_rows = max(part.memory_rows for part in parts.values())
         self.from_base = any(part.from_base for part in parts.values())
         self.replaces_weights = bool(clashing)
+
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return the most that a part wants, given what it remembers itself."""
+        return max(part.memory_rows(_of(name, inherited)) for name, part in self.parts.items())
 
     def start(self, task: Task) -> None:
         """Start the part that replaces the weights first: the others begin with what it leaves to be trained.
@@ -35,8 +38,9 @@ class Composed(Policy):
         Each gets its own share of the memory and of what was inherited.
         """
         for name, part in sorted(self.parts.items(), key=_order_of_change):
-            earlier = [rows[: part.memory_rows] for rows in task.earlier]
-            part.start(replace(task, earlier=earlier, inherited=_of(name, task.inherited)))
+            inherited = _of(name, task.inherited)
+            earlier = [rows[: part.memory_rows(inherited)] for rows in task.earlier]
+            part.start(replace(task, earlier=earlier, inherited=inherited))
 
     def rehearsal(self) -> Sequence[Example]:
         """Return the rows of all parts."""

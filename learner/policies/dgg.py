@@ -17,15 +17,14 @@ from torch import Tensor
 from learner.data import Example
 from learner.policies.policy import Policy, Task
 from learner.policies.tensors import copies
-from learner.settings import LearnerSettings
 
 
 class Dgg(Policy):
     """Policy `dgg`; a first round, which has no earlier weights worth a way back, is trained plainly."""
 
-    def __init__(self, settings: LearnerSettings) -> None:
-        super().__init__(settings)
-        self.memory_rows = settings.dgg_rows
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return what the settings say."""
+        return self.settings.dgg_rows
 
     def start(self, task: Task) -> None:
         """Remember the weights with which the round begins."""

@@ -33,7 +33,7 @@ class Task:
     examples: Sequence[Example]
     """The new rows."""
     earlier: Sequence[Sequence[Example]] = ()
-    """Rows of each earlier task, at most `Policy.memory_rows` of each; a shorter memory is a prefix of a longer one."""
+    """Rows of each earlier task, at most as many as `Policy.memory_rows` says; a shorter memory begins a longer one."""
     inherited: Mapping[str, Tensor]
     """What `Policy.finish` returned in the parent's round, on the CPU; empty if that was a round of another policy."""
     first: bool
@@ -75,12 +75,10 @@ class Task:
 class Policy:
     """Plain sequential tuning, and the points at which other policies step in.
 
-    In order: `start`; then at each step `extra_loss` of each batch, `after_backward`, the optimizer, `after_step`; and
-    `finish`. A round that is resumed begins with `start` and `restore`.
+    In order: `memory_rows`; `start`; then at each step `extra_loss` of each batch, `after_backward`, the optimizer,
+    `after_step`; and `finish`. A round that is resumed begins with `memory_rows`, `start` and `restore`.
     """
 
-    memory_rows: int = 0
-    """How many rows of each earlier task it wants to see again."""
     from_base: bool = False
     """Whether it starts from the bare base model, not from the parent's adapter."""
     replaces_weights: bool = False
@@ -90,6 +88,13 @@ class Policy:
 
     def __init__(self, settings: LearnerSettings) -> None:
         self.settings = settings
+
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return how many rows of each earlier task it wants to see again, given what its last round remembered.
+
+        It never wants more than with nothing remembered.
+        """
+        return 0
 
     def start(self, task: Task) -> None:
         """Look at the task, and change the adapter if need be, before the optimizer is made.

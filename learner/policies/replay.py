@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from learner.data import Example
 from learner.policies.policy import Policy
-from learner.settings import LearnerSettings
 
 
 class Replay(Policy):
     """Policy `replay`: `replay_rows` rows of each earlier dataset, fewer if they would outgrow the new ones."""
 
-    def __init__(self, settings: LearnerSettings) -> None:
-        super().__init__(settings)
-        self.memory_rows = settings.replay_rows
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return what the settings say."""
+        return self.settings.replay_rows
 
     def rehearsal(self) -> Sequence[Example]:
         """Return as many rows of each earlier task as fit into the share that old rows may take."""

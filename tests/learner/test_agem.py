@@ -141,4 +141,4 @@ def test_draws_change_from_step_to_step_and_go_on_after_a_restart(bases: dict[st
 
 def test_memory_is_as_large_as_asked() -> None:
     """The policy asks for its own number of rows."""
-    assert AGem(SETTINGS).memory_rows == 5
+    assert AGem(SETTINGS).memory_rows({}) == 5

@@ -254,6 +254,72 @@ def test_second_round_is_held_by_the_first(bases: dict[str, Path], tmp_path: Pat
     assert lost[1.0] < 0.5 * lost[0.0]
 
 
+def test_what_another_policy_taught_is_measured_on_its_rows(bases: dict[str, Path]) -> None:
+    """½ Σ H B² of each earlier task is what it would lose without the adapter, in float64; all of them add up."""
+    rows = tiny.mixed_rows(pictures := tiny.Pictures())
+    task = real_task(bases["llava"], SETTINGS, rows, pictures=pictures)
+    adapter = [weight.detach().double() for weight in task.weights]
+    of_b = [".lora_B." in name for name in task.names]
+
+    def losses() -> list[float]:
+        return [
+            float(nll(logits, answers).detach()) / len(answers)
+            for logits, _, _, answers in (in_float64(task, example) for example in task.examples)
+        ]
+
+    with_it = losses()
+    with torch.no_grad():
+        for weight, is_b in zip(task.weights, of_b, strict=True):
+            weight.mul_(not is_b)
+    gains = [bare - now for bare, now in zip(losses(), with_it, strict=True)]
+    with torch.no_grad():
+        for weight, value in zip(task.weights, adapter, strict=True):
+            weight.copy_(value)
+    # Some of these rows are answered better by the bare base, and have nothing to lose.
+    assert min(gains) < 0 < max(gains)
+
+    def held(earlier: Sequence[Sequence[Example]]) -> list[Tensor]:
+        policy = Balance(SETTINGS)
+        policy.start(replace(task, earlier=earlier))
+        return list(policy.importance)
+
+    alone = [held([[example]]) for example in task.examples]
+    undone = [b * is_b for b, is_b in zip(adapter, of_b, strict=True)]
+    for found, gain in zip(alone, gains, strict=True):
+        predicted = float(cost([h.double() for h in found], undone))
+        assert predicted == pytest.approx(max(gain, 0.0), rel=1e-4, abs=1e-12)
+    for whole, *parts in zip(held([[example] for example in task.examples]), *alone, strict=True):
+        torch.testing.assert_close(whole, torch.stack(parts).sum(dim=0))
+
+
+def test_earlier_rows_are_seen_only_where_nothing_is_remembered(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """After a round of another policy each earlier dataset gives its rows once; the next round knows what they said."""
+    pictures = tiny.Pictures()
+    rows = [tiny.counting_rows(pictures, 4), tiny.counting_rows(pictures, 5), tiny.mixed_rows(pictures)]
+    rule = FAST.model_copy(update={"policy": "llaca", "llaca_rule": "balance", "importance_rows": 3})
+    chosen = [FAST.model_copy(update={"policy": "sequential"}), rule, rule]
+    parent, seen, lost = None, [], []
+    for number, settings_ in enumerate(chosen):
+        job = job_of(
+            bases["llava"],
+            tmp_path / str(number),
+            settings_,
+            rows=rows[number],
+            earlier=rows[:number],
+            image=pictures.read,
+            parent_adapter=parent,
+        )
+        result, metrics = trained(job)
+        parent = export(result, tmp_path / "generations", {"number": number})
+        seen.append([len(earlier) for earlier in result.job.earlier])
+        lost.append(metrics.values[-1].get("earlier_loss", 0.0))
+    assert seen == [[], [3], [0, 0]]
+    assert lost[1] > 0
+    assert lost[2] > 0
+
+
 def test_rule_is_chosen_by_its_name() -> None:
     """`llaca` with the rule `balance` is this policy, in a first round too, where it has to remember."""
     for first in (True, False):

@@ -120,7 +120,7 @@ def test_first_round_is_plain() -> None:
 def test_memory_is_trained_among_the_new_rows() -> None:
     """The rows of earlier tasks are all rehearsed, as many of each as the setting says."""
     policy = Dgg(LearnerSettings(dgg_rows=7))
-    assert policy.memory_rows == 7
+    assert policy.memory_rows({}) == 7
     earlier = [[Example(inputs={}, labels=torch.zeros(2))], [Example(inputs={}, labels=torch.zeros(3))] * 2]
     policy.start(bare_task(tensors(0), earlier=earlier))
     assert [example.length for example in policy.rehearsal()] == [2, 3, 3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,13 @@ BATCH = Batch(inputs={}, kept=torch.zeros(0), targets=torch.zeros(0), answer_tok
 
 
 class Rehearsing(Policy):
-    """Sees two rows of each earlier task again, and remembers how many rows it saw."""
+    """Sees some rows of each earlier task again, the more the less it remembers, and remembers how many it saw."""
 
-    memory_rows = 2
+    most = 2
+
+    def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
+        """Return a row less for each thing that is remembered."""
+        return self.most - len(inherited)
 
     def rehearsal(self) -> Sequence[Example]:
         """Return the whole memory."""
@@ -79,11 +83,11 @@ def test_two_parts_that_replace_the_weights_are_refused(first_task: bool) -> Non
 def test_parts_see_the_task_as_if_alone() -> None:
     """Each part gets its own share of the memory, of what was inherited and of a checkpoint; losses and rows add up."""
     one, two = Rehearsing(LearnerSettings()), Rehearsing(LearnerSettings())
-    two.memory_rows = 3
+    one.most, two.most = 3, 4
     policy = Composed({"one": one, "two": two})
-    assert policy.memory_rows == 3
     examples = [Example(inputs={}, labels=torch.zeros(n)) for n in range(6)]
     inherited = {"one.x": torch.zeros(()), "two.x": torch.ones(()), "onerous.x": torch.ones(())}
+    assert (policy.memory_rows(inherited), policy.memory_rows({})) == (3, 4)
     policy.start(bare_task([torch.zeros(2)], earlier=[examples[:3], examples[3:]], inherited=inherited))
     assert [e.length for e in one.task.memory] == [0, 1, 3, 4]
     assert [e.length for e in two.task.memory] == [0, 1, 2, 3, 4, 5]
