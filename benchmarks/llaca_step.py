@@ -1,11 +1,12 @@
-"""Times what LLaCA adds to a training step: as this project does it and as its authors did, in turn in one process.
+"""Times what LLaCA adds to a training step: the published rule, here and as its authors did it, and our own `balance`.
 
     .venv/bin/python benchmarks/llaca_step.py --base DIR
 
 DIR is the base model; if there is no such directory, the embedded model is assembled in it. After every plain LoRA step
-(forward, backward, clipping, AdamW) both see the same weights and gradients, and in the end the averages of both are
-compared. The authors' way is written anew from a description of their program for the paper (JingyangQiao/CoIN): one
-tensor after another in Python, and each norm brought to the host by itself.
+(forward, backward, clipping, AdamW) all see the same weights and gradients, in turn in one process, and in the end both
+averages are compared. `balance` adds its penalty, and that one's gradient, to a step of one batch. The authors' way is
+written anew from a description of their program for the paper (JingyangQiao/CoIN): one tensor after another in Python,
+and each norm brought to the host by itself.
 
 Run it on a quiet machine.
 """
@@ -18,6 +19,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
@@ -30,9 +32,10 @@ from torch import Tensor, nn
 
 from learner.data import Renderer
 from learner.model import load_base
+from learner.policies.balance import Balance
 from learner.policies.llaca import Llaca
 from learner.policies.policy import Policy, Task
-from learner.policies.tensors import copies
+from learner.policies.tensors import copies, numbered
 from learner.settings import LearnerSettings
 from learner.train import TrainingJob, backward, ends_of_turn, task_of
 from serving.embedded import assemble
@@ -93,6 +96,9 @@ class Bench:
         self.task = task_of(job, loaded, renderer, self.accelerator.device)
         self.plain, self.ours, self.theirs = Policy(settings), Llaca(settings), AsPublished(self.task)
         self.ours.start(self.task)
+        self.balance = Balance(settings)
+        self.balance.start(replace(self.task, inherited=numbered("importance", copies(self.task.weights))))
+        (self.batch,) = self.task.batches(self.task.examples, settings.batch_size)
         self.optimizer = torch.optim.AdamW(self.task.weights, settings.learning_rate, fused=True)
         self.model: nn.Module = self.accelerator.prepare_model(self.task.model, evaluation_mode=True).train()
 
@@ -108,6 +114,12 @@ class Bench:
         torch.stack([loss, norm.to(loss)]).tolist()
         self.optimizer.step()
 
+    def hold(self) -> None:
+        """Do what `balance` adds to a step."""
+        held = self.balance.extra_loss(self.batch, self.batch.targets)
+        torch.autograd.grad(torch.as_tensor(held), self.task.weights)
+        self.balance.after_step()
+
     def seconds(self, call: Callable[[], object]) -> float:
         """Return how long a call takes, until the device has done it."""
         self._wait()
@@ -121,13 +133,18 @@ class Bench:
             torch.cuda.synchronize()
 
     def measure(self, steps: int) -> list[dict[str, float]]:
-        """Return the seconds of a plain step, of our way and of theirs, for each of so many steps."""
+        """Return the seconds of a plain step and of what each way adds, for each of so many steps."""
         found = []
         for number in range(WARMUP + steps):
             seconds = {"step": self.seconds(self.step)}
-            ways = [("ours", self.ours.after_step), ("theirs", self.theirs.after_step)]
-            # Whoever comes second finds the weights in the cache, so they take turns.
-            for name, way in ways if number % 2 else ways[::-1]:
+            ways = [
+                ("ours", self.ours.after_step),
+                ("theirs", self.theirs.after_step),
+                ("balance", self.hold),
+            ]
+            # Whoever comes later finds the weights in the cache, so they take turns.
+            turn = number % len(ways)
+            for name, way in ways[turn:] + ways[:turn]:
                 seconds[name] = self.seconds(way)
             found.append(seconds)
         return found[WARMUP:]
@@ -166,7 +183,9 @@ def drawn(count: int) -> tuple[list[Row], dict[str, bytes]]:
 
 def told(bench: Bench, found: Sequence[dict[str, float]]) -> str:
     """Return the measurements as lines of text."""
-    step, ours, theirs = (median(each[name] for each in found) for name in ("step", "ours", "theirs"))
+    step, ours, theirs, balance = (
+        median(each[name] for each in found) for name in ("step", "ours", "theirs", "balance")
+    )
     # The median leaves out the steps, one in ten, that also measure the kept displacement.
     often = mean(each["ours"] for each in found)
     lines = [
@@ -175,6 +194,7 @@ def told(bench: Bench, found: Sequence[dict[str, float]]) -> str:
         f"LLaCA, here            {1000 * ours:10.2f} ms  {ours / step:7.2%} of a step (mean {often / step:.2%})",
         f"LLaCA, authors' way    {1000 * theirs:10.2f} ms  {theirs / step:7.2%} of a step",
         f"authors' way / here    {theirs / ours:10.2f}",
+        f"rule `balance`         {1000 * balance:10.2f} ms  {balance / step:7.2%} of a step",
         f"averages differ by at most {bench.apart():.1e}",
     ]
     return "\n".join(lines)

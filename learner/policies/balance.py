@@ -50,10 +50,8 @@ class Balance(Penalty):
         return self.settings.llaca_balance / 2
 
     def after_step(self) -> dict[str, Any]:
-        """Tell what all earlier tasks together have lost by now, as far as H tells, in nats per answer token."""
-        return (
-            {"earlier_loss": float(cost(self.importance, self.moved(self.begin)))} if self.importance else {}
-        )
+        """Tell what all earlier tasks had lost where this step began, as far as H tells, in nats per answer token."""
+        return {"earlier_loss": float(self.distance.detach()) / 2} if self.importance else {}
 
     def measure(self) -> list[Tensor]:
         """Return the curvature of the new task's loss where the round has ended."""
@@ -62,11 +60,8 @@ class Balance(Penalty):
     def curvature(self, rows: Sequence[Example], since: Sequence[Tensor]) -> list[Tensor]:
         """Return the curvature of the loss of these rows at the weights of now, which have come from `since`."""
         gain = mean_loss(self.task, rows, since) - mean_loss(self.task, rows, self.task.weights)
-        return in_nats(fisher(self.task, rows), self.moved(since), gain)
-
-    def moved(self, since: Sequence[Tensor]) -> list[Tensor]:
-        """Return how far the weights are from `since`, without a gradient."""
-        return [weight.detach() - begin for weight, begin in zip(self.task.weights, since, strict=True)]
+        moved = [weight.detach() - begin for weight, begin in zip(self.task.weights, since, strict=True)]
+        return in_nats(fisher(self.task, rows), moved, gain)
 
 
 def cost(curvature: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:

@@ -43,7 +43,8 @@ class Penalty(Policy):
         """Return the penalty."""
         if not self.importance:
             return 0.0
-        return self.strength() * penalty(self.importance, self.task.weights, self.begin)
+        self.distance = penalty(self.importance, self.task.weights, self.begin)
+        return self.strength() * self.distance
 
     def finish(self) -> dict[str, Tensor]:
         """Remember what matters for all tasks so far."""
