@@ -4,9 +4,9 @@
 
 DIR is the base model; if there is no such directory, the embedded model is assembled in it. After every plain LoRA step
 (forward, backward, clipping, AdamW) all see the same weights and gradients, in turn in one process, and in the end both
-averages are compared. `balance` adds its penalty, and that one's gradient, to a step of one batch. The authors' way is
-written anew from a description of their program for the paper (JingyangQiao/CoIN): one tensor after another in Python,
-and each norm brought to the host by itself.
+averages are compared. `balance` adds the gradient of its penalty. The authors' way is written anew from a description
+of their program for the paper (JingyangQiao/CoIN): one tensor after another in Python, and each norm brought to the
+host by itself.
 
 Run it on a quiet machine.
 """
@@ -98,7 +98,6 @@ class Bench:
         self.ours.start(self.task)
         self.balance = Balance(settings)
         self.balance.start(replace(self.task, inherited=numbered("importance", copies(self.task.weights))))
-        (self.batch,) = self.task.batches(self.task.examples, settings.batch_size)
         self.optimizer = torch.optim.AdamW(self.task.weights, settings.learning_rate, fused=True)
         self.model: nn.Module = self.accelerator.prepare_model(self.task.model, evaluation_mode=True).train()
 
@@ -116,8 +115,7 @@ class Bench:
 
     def hold(self) -> None:
         """Do what `balance` adds to a step."""
-        held = self.balance.extra_loss(self.batch, self.batch.targets)
-        torch.autograd.grad(torch.as_tensor(held), self.task.weights)
+        self.balance.add_gradient()
         self.balance.after_step()
 
     def seconds(self, call: Callable[[], object]) -> float:
@@ -137,15 +135,12 @@ class Bench:
         found = []
         for number in range(WARMUP + steps):
             seconds = {"step": self.seconds(self.step)}
-            ways = [
-                ("ours", self.ours.after_step),
-                ("theirs", self.theirs.after_step),
-                ("balance", self.hold),
-            ]
-            # Whoever comes later finds the weights in the cache, so they take turns.
-            turn = number % len(ways)
-            for name, way in ways[turn:] + ways[:turn]:
+            ways = [("ours", self.ours.after_step), ("theirs", self.theirs.after_step)]
+            # Whoever comes second finds the weights in the cache, so they take turns.
+            for name, way in ways if number % 2 else ways[::-1]:
                 seconds[name] = self.seconds(way)
+            # Last, because it changes the gradients, which the others read.
+            seconds["balance"] = self.seconds(self.hold)
             found.append(seconds)
         return found[WARMUP:]
 

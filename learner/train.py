@@ -234,7 +234,7 @@ def backward(
     batches: Sequence[Sequence[Example]],
     pad_id: int,
 ) -> Tensor:
-    """Add up the gradients of one optimizer step's batches; return their mean loss per answer token, on the device.
+    """Add up the gradients of one optimizer step; return its batches' mean loss per answer token, on the device.
 
     Of several processes each takes some of the batches, and all end with the whole sums.
     """
@@ -249,6 +249,7 @@ def backward(
         accelerator.backward(loss + share * policy.extra_loss(batch, logits_BKV))
         total += loss.detach()
     processes.add_up_gradients(weights, total)
+    policy.add_gradient()
     return total
 
 

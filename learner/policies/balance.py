@@ -17,6 +17,10 @@ from learner.loss import answer_loss
 from learner.policies.importance import fisher
 from learner.policies.penalty import Penalty
 from learner.policies.policy import Task
+from learner.policies.tensors import differences
+
+TOLD_EVERY_STEPS = 10
+"""How often the loss of earlier tasks is told; each time costs about as much as holding the weights does."""
 
 
 class Balance(Penalty):
@@ -36,6 +40,7 @@ class Balance(Penalty):
         How they came to the weights is not known, so what each would lose is measured between these and the bare base.
         """
         super().start(task)
+        self.steps = 0
         if not self.inherited:
             bare = [
                 torch.zeros_like(weight) if ".lora_B." in name else weight.detach()
@@ -50,8 +55,19 @@ class Balance(Penalty):
         return self.settings.llaca_balance / 2
 
     def after_step(self) -> dict[str, Any]:
-        """Tell what all earlier tasks had lost where this step began, as far as H tells, in nats per answer token."""
-        return {"earlier_loss": float(self.distance.detach()) / 2} if self.importance else {}
+        """Tell now and then what all earlier tasks together have lost, as far as H tells, in nats per answer token."""
+        self.steps += 1
+        if not self.importance or (self.steps > 1 and self.steps % TOLD_EVERY_STEPS):
+            return {}
+        return {"earlier_loss": float(cost(self.importance, differences(self.task.weights, self.begin)))}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the number of steps."""
+        return {"steps": torch.tensor(self.steps)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take it from a checkpoint."""
+        self.steps = int(state["steps"])
 
     def measure(self) -> list[Tensor]:
         """Return the curvature of the new task's loss where the round has ended."""
@@ -60,8 +76,7 @@ class Balance(Penalty):
     def curvature(self, rows: Sequence[Example], since: Sequence[Tensor]) -> list[Tensor]:
         """Return the curvature of the loss of these rows at the weights of now, which have come from `since`."""
         gain = mean_loss(self.task, rows, since) - mean_loss(self.task, rows, self.task.weights)
-        moved = [weight.detach() - begin for weight, begin in zip(self.task.weights, since, strict=True)]
-        return in_nats(fisher(self.task, rows), moved, gain)
+        return in_nats(fisher(self.task, rows), differences(self.task.weights, since), gain)
 
 
 def cost(curvature: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:

@@ -53,6 +53,11 @@ class Composed(Policy):
             total = total + part.extra_loss(batch, logits_BKV)
         return total
 
+    def add_gradient(self) -> None:
+        """Let each part add its own."""
+        for part in self.parts.values():
+            part.add_gradient()
+
     def after_backward(self) -> None:
         """Let each part see the gradients as the one before has left them."""
         for part in self.parts.values():

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from learner.data import Example
-from learner.loss import Batch
 from learner.memory import spread
 from learner.policies.policy import Policy, Task
-from learner.policies.tensors import copies, numbered
+from learner.policies.tensors import copies, differences, numbered
 
 
 class Penalty(Policy):
@@ -39,12 +38,13 @@ class Penalty(Policy):
         """Return what each entry matters for the new rows, on the scale of the earlier rounds."""
         raise NotImplementedError
 
-    def extra_loss(self, batch: Batch, logits_BKV: Tensor) -> Tensor | float:
-        """Return the penalty."""
-        if not self.importance:
-            return 0.0
-        self.distance = penalty(self.importance, self.task.weights, self.begin)
-        return self.strength() * self.distance
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add 2λ I_k (θ_k - θ'_k), written out because autograd would go over all weights several times more."""
+        if self.importance:
+            gradients = [weight.grad for weight in self.task.weights if weight.grad is not None]
+            moved = differences(self.task.weights, self.begin)
+            torch._foreach_addcmul_(gradients, self.importance, moved, value=2 * self.strength())
 
     def finish(self) -> dict[str, Tensor]:
         """Remember what matters for all tasks so far."""
@@ -57,9 +57,3 @@ class Penalty(Policy):
     def rows(self) -> Sequence[Example]:
         """Return the new rows on which importance is measured."""
         return spread(self.task.examples, self.settings.importance_rows)
-
-
-def penalty(importance: Sequence[Tensor], weights: Sequence[Tensor], begin: Sequence[Tensor]) -> Tensor:
-    """Return Σ_k I_k (θ_k - θ'_k)² over all tensors."""
-    terms = [(i * (w - b).square()).sum() for i, w, b in zip(importance, weights, begin, strict=True)]
-    return torch.stack(terms).sum()

@@ -75,8 +75,8 @@ class Task:
 class Policy:
     """Plain sequential tuning, and the points at which other policies step in.
 
-    In order: `memory_rows`; `start`; then at each step `extra_loss` of each batch, `after_backward`, the optimizer,
-    `after_step`; and `finish`. A round that is resumed begins with `memory_rows`, `start` and `restore`.
+    In order: `memory_rows`; `start`; then at each step `extra_loss` of each batch, `add_gradient`, `after_backward`,
+    the optimizer, `after_step`; and `finish`. A resumed round begins with `memory_rows`, `start` and `restore`.
     """
 
     from_base: bool = False
@@ -108,12 +108,16 @@ class Policy:
         return ()
 
     def extra_loss(self, batch: Batch, logits_BKV: Tensor) -> Tensor | float:
-        """Return what is added to the mean loss of a batch, in nats per answer token; a penalty is simply its value.
+        """Return what is added to the mean loss of a batch, in nats per answer token.
 
-        The batches of a step are weighted by their share of its answer tokens, so a penalty counts once per step.
+        The batches of a step are weighted by their share of its answer tokens, so what is the same for all of them
+        counts once per step; `add_gradient` computes it only once, too.
         `logits_BKV` are the model's at the batch's kept positions, with their gradient.
         """
         return 0.0
+
+    def add_gradient(self) -> None:
+        """Add that of a penalty on the weights to a step's gradients, in place, before they are clipped."""
 
     def after_backward(self) -> None:
         """Look at, or change in place, the averaged and clipped gradients before the optimizer uses them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,9 @@ def take(tensors: Sequence[Tensor], state: Mapping[str, Tensor], prefix: str) ->
     """Copy the tensors that `numbered` named into these, wherever those are."""
     for index, tensor in enumerate(tensors):
         tensor.copy_(state[f"{prefix}.{index}"])
+
+
+def differences(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """Return left - right, without a gradient."""
+    with torch.no_grad():
+        return list(torch._foreach_sub(list(left), list(right)))
