@@ -93,10 +93,10 @@ def source_of(name: str) -> Source:
     Raises ValueError for one that is not there.
     """
     known = {source.name: source for source in SOURCES}
+    if name in known:
+        return known[name]
     whole, _, part = name.partition(".")
     found = re.fullmatch(r"([1-9]\d*)-of-([1-9]\d*)", part)
-    if whole in known and not part:
-        return known[whole]
     if whole in known and found is not None:
         number, count = map(int, found.groups())
         if number <= count <= len(known[whole].answers):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.continual import files
-from benchmarks.continual.drawn import SOURCES, Source, build, named
+from benchmarks.continual.drawn import SOURCES, Source, build, named, source_of
 from benchmarks.continual.general import suite
-from benchmarks.continual.protocol import FULL, QUICK
+from benchmarks.continual.protocol import ALIKE, FULL, QUICK
 from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of, same
 from recipes.smol_llava.drawing import Artist
 from recipes.smol_llava.evaluate import ABILITIES
@@ -74,6 +74,39 @@ def test_instructions_differ_between_tasks_and_from_the_general_suite(artist: Ar
         {question_of(row) for task in suite(artist, Pictures(), 3) for row in task.holdout}
     ]
     assert sum(map(len, asked)) == len(set.union(*asked))
+
+
+@pytest.mark.parametrize(
+    "whole", [source for source in SOURCES if source.answers], ids=lambda source: source.name
+)
+def test_parts_of_a_task_ask_the_same_and_share_no_answer(
+    whole: Source, artist: Artist, stocked: Path
+) -> None:
+    """Nothing in a question tells which part it belongs to, and each answer of the whole task is in one part."""
+    parts = [source_of(f"{whole.name}.{number}-of-2") for number in (1, 2)]
+    assert parts[0].answers + parts[1].answers == whole.answers
+    tasks = [drawn(part, artist, stocked) for part in parts]
+    assert [task.name for task in tasks] == [part.name for part in parts]
+    assert all(references_of(task) <= set(part.answers) for task, part in zip(tasks, parts, strict=True))
+    assert len({question_of(row) for task in tasks for row in task.train}) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nothing", "relation.1-of-2", "digits.3-of-2", "digits.0-of-2", "digits.1-of-11", "digits.", "digits.1"],
+)
+def test_an_unknown_task_is_refused_with_what_there_is(name: str) -> None:
+    """A task or a part that does not exist is named, with all that do."""
+    with pytest.raises(ValueError, match=re.escape(f"no task {name!r}; there are digits, count")) as found:
+        source_of(name)
+    assert "digits.1-of-2 of digits, count, flags" in str(found.value)
+
+
+def test_in_the_form_alike_each_question_comes_twice() -> None:
+    """Two tasks of each kind, so that groups alone leave something to forget."""
+    kinds = [name.partition(".")[0] for name in ALIKE.tasks]
+    assert {kinds.count(kind) for kind in kinds} == {2}
+    assert all(source_of(name).answers for name in ALIKE.tasks)
 
 
 def test_the_page_names_every_task_with_an_answer_of_its_form() -> None:
