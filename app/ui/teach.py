@@ -23,9 +23,9 @@ FILE_TYPES = [".zip", ".tar", ".gz", ".tgz", ".json", ".jsonl", ".csv", ".parque
 PREVIEW_ROWS = 12
 NAME_MOST = 80
 HELP = """<p class="quiet">A task is a set of examples: pictures, questions, and the answers you want. Upload a
-<b>.zip</b> or <b>.tar.gz</b> with a JSON file and its images, or a <b>.json</b>, <b>.jsonl</b> or <b>.parquet</b>
-with the images inside. LLaVA, ShareGPT and OpenAI chat formats are understood. Some of the rows are kept aside to
-judge what was learned.</p>"""
+<b>.zip</b> or <b>.tar.gz</b> with a JSON or CSV file and its images, or a <b>.json</b>, <b>.jsonl</b>, <b>.csv</b> or
+<b>.parquet</b> with the images inside or none. LLaVA, ShareGPT and OpenAI chat formats are understood. Some of the rows
+are kept aside to judge what was learned.</p>"""
 Update = tuple[Any, ...]
 
 
