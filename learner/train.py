@@ -248,8 +248,9 @@ def backward(
         share = batch.answer_tokens / answer_tokens
         accelerator.backward(loss + share * policy.extra_loss(batch, logits_BKV))
         total += loss.detach()
+    if processes.is_first():  # so that it counts once, and all end with the same bits
+        policy.add_gradient()
     processes.add_up_gradients(weights, total)
-    policy.add_gradient()
     return total
 
 

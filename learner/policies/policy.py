@@ -117,7 +117,10 @@ class Policy:
         return 0.0
 
     def add_gradient(self) -> None:
-        """Add that of a penalty on the weights to a step's gradients, in place, before they are clipped."""
+        """Add that of a penalty on the weights to a step's gradients, in place, before they are clipped.
+
+        Of several processes only the first one is asked.
+        """
 
     def after_backward(self) -> None:
         """Look at, or change in place, the averaged and clipped gradients before the optimizer uses them."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.checkpoint import Checkpoints
+from learner.export import export
 from learner.settings import LearnerSettings
 from learner.train import TrainedAdapter, TrainingJob, train
 from storage.errors import TrainingStopped
@@ -28,6 +29,7 @@ SETTINGS = LearnerSettings(
 )
 ALIKE: dict[str, dict[str, Any]] = {
     "llaca": {"llaca_scale": 0.05},
+    "llaca+sequential": {"llaca_rule": "balance"},
     "ema+replay": {},
     "agem": {"agem_rows": 5},
     "keeplora+lwf": {},
@@ -39,8 +41,8 @@ WHOLE, RESUMED = "never stopped", "stopped and resumed"
 DRAWING = {"policy": "llaca", "llaca_scale": 0.05, "dropout": 0.3}
 
 
-def job(base: Path, workspace: Path, **settings: Any) -> TrainingJob:
-    """Return a round of 13 rows after one of 5; a step has up to three batches, the last of an epoch only one."""
+def job(base: Path, parent: Path, workspace: Path, **settings: Any) -> TrainingJob:
+    """Return a round of 13 rows after the parent's; a step has up to three batches, the last of an epoch only one."""
     pictures = tiny.Pictures()
     rows = [*tiny.mixed_rows(pictures), *tiny.counting_rows(pictures, 8)]
     return job_of(
@@ -49,6 +51,7 @@ def job(base: Path, workspace: Path, **settings: Any) -> TrainingJob:
         SETTINGS.model_copy(update=settings),
         rows=rows,
         earlier=[tiny.counting_rows(pictures, 5)],
+        parent_adapter=parent,
         image=pictures.read,
     )
 
@@ -71,7 +74,7 @@ def tensors_of(result: TrainedAdapter) -> dict[str, Tensor]:
     return result.weights | {f"state.{name}": tensor for name, tensor in result.policy_state.items()}
 
 
-def train_all(base: Path, directory: Path) -> None:
+def train_all(base: Path, parent: Path, directory: Path) -> None:
     """Train everything as one of two processes, and write down how it ended."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
@@ -83,9 +86,9 @@ def train_all(base: Path, directory: Path) -> None:
         (directory / f"{name}-{rank}.json").write_text(json.dumps(metrics.values))
 
     for policy, settings in ALIKE.items():
-        keep(policy, *outcome(job(base, directory / policy, policy=policy, **settings), rank))
-    keep(WHOLE, *outcome(job(base, directory / "whole", **DRAWING), rank))
-    cut = job(base, directory / "cut", **DRAWING)
+        keep(policy, *outcome(job(base, parent, directory / policy, policy=policy, **settings), rank))
+    keep(WHOLE, *outcome(job(base, parent, directory / "whole", **DRAWING), rank))
+    cut = job(base, parent, directory / "cut", **DRAWING)
     with pytest.raises(TrainingStopped, match="after step 3"):
         outcome(cut, rank, stop_after=3)
     keep(RESUMED, *outcome(cut, rank))
@@ -106,7 +109,18 @@ def base(bases: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parent(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generation of another policy that has learned to count a little."""
+    directory = tmp_path_factory.mktemp("parent")
+    pictures = tiny.Pictures()
+    plain = SETTINGS.model_copy(update={"policy": "sequential", "learning_rate": 1e-2})
+    rows = tiny.counting_rows(pictures, 5)
+    first, _ = outcome(job_of(base, directory, plain, rows=rows, image=pictures.read), rank=0)
+    return export(first, directory / "generations", {})
+
+
+@pytest.fixture(scope="module")
+def together(base: Path, parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory in which two processes have written down how their training ended."""
     directory = tmp_path_factory.mktemp("together")
     shared = {
@@ -124,7 +138,7 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = [directory / f"{rank}.log" for rank in range(2)]
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(base), str(directory)],
+            [sys.executable, "-c", program, str(base), str(parent), str(directory)],
             cwd=Path(__file__).parents[2],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=said[rank].open("w"),
@@ -161,9 +175,11 @@ def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("policy", ALIKE)
-def test_two_processes_end_as_one_does(base: Path, together: Path, tmp_path: Path, policy: str) -> None:
+def test_two_processes_end_as_one_does(
+    base: Path, parent: Path, together: Path, tmp_path: Path, policy: str
+) -> None:
     """Weights, what is remembered, and the loss and gradient of each step are those of a single process."""
-    alone, metrics = outcome(job(base, tmp_path, policy=policy, **ALIKE[policy]), rank=0)
+    alone, metrics = outcome(job(base, parent, tmp_path, policy=policy, **ALIKE[policy]), rank=0)
     wanted, found = tensors_of(alone), ended(together, policy, 0)
     assert wanted.keys() == found.keys()
     apart = APART.get(policy, 1e-5)
