@@ -76,7 +76,7 @@ class AsPublished:
 
 
 class Bench:
-    """A model with an adapter and one batch of rows; both ways follow its training."""
+    """A model with an adapter and one batch of rows; all ways follow its training."""
 
     def __init__(self, base: Path, settings: LearnerSettings) -> None:
         self.settings = settings
@@ -93,7 +93,7 @@ class Bench:
             workspace=Path(tempfile.gettempdir()),
         )
         renderer = Renderer(processor, ends_of_turn(loaded, processor))
-        self.task = task_of(job, loaded, renderer, self.accelerator.device)
+        self.task = task_of(job, {}, loaded, renderer, self.accelerator.device)
         self.plain, self.ours, self.theirs = Policy(settings), Llaca(settings), AsPublished(self.task)
         self.ours.start(self.task)
         self.balance = Balance(settings)
@@ -135,12 +135,18 @@ class Bench:
         found = []
         for number in range(WARMUP + steps):
             seconds = {"step": self.seconds(self.step)}
-            ways = [("ours", self.ours.after_step), ("theirs", self.theirs.after_step)]
-            # Whoever comes second finds the weights in the cache, so they take turns.
-            for name, way in ways if number % 2 else ways[::-1]:
+            ways = [
+                ("ours", self.ours.after_step),
+                ("theirs", self.theirs.after_step),
+                ("balance", self.hold),
+            ]
+            gradients = [weight.grad for weight in self.task.weights if weight.grad is not None]
+            kept = copies(gradients)
+            # Whoever comes later finds the weights in the cache, so they take turns.
+            turn = number % len(ways)
+            for name, way in ways[turn:] + ways[:turn]:
                 seconds[name] = self.seconds(way)
-            # Last, because it changes the gradients, which the others read.
-            seconds["balance"] = self.seconds(self.hold)
+                torch._foreach_copy_(gradients, kept)  # `balance` has added to them
             found.append(seconds)
         return found[WARMUP:]
 
@@ -181,15 +187,15 @@ def told(bench: Bench, found: Sequence[dict[str, float]]) -> str:
     step, ours, theirs, balance = (
         median(each[name] for each in found) for name in ("step", "ours", "theirs", "balance")
     )
-    # The median leaves out the steps, one in ten, that also measure the kept displacement.
-    often = mean(each["ours"] for each in found)
+    # The median leaves out the steps, one in ten, that also measure the kept displacement or the earlier tasks' loss.
+    often, held = (mean(each[name] for each in found) for name in ("ours", "balance"))
     lines = [
         where(bench),
         f"plain LoRA step        {1000 * step:10.2f} ms (medians of {len(found)} steps)",
         f"LLaCA, here            {1000 * ours:10.2f} ms  {ours / step:7.2%} of a step (mean {often / step:.2%})",
         f"LLaCA, authors' way    {1000 * theirs:10.2f} ms  {theirs / step:7.2%} of a step",
         f"authors' way / here    {theirs / ours:10.2f}",
-        f"rule `balance`         {1000 * balance:10.2f} ms  {balance / step:7.2%} of a step",
+        f"rule `balance`         {1000 * balance:10.2f} ms  {balance / step:7.2%} of a step (mean {held / step:.2%})",
         f"averages differ by at most {bench.apart():.1e}",
     ]
     return "\n".join(lines)

@@ -32,7 +32,7 @@ from learner.plan import Plan, plan_round
 from learner.points import point_of
 from learner.policies.choose import policy_for
 from learner.settings import LearnerSettings
-from learner.train import TrainedAdapter, TrainingJob, train
+from learner.train import TrainedAdapter, TrainingJob, inherited_state, train
 from serving.base_model import resolve
 from serving.client import VLLM
 from serving.manifest import MANIFEST
@@ -317,7 +317,8 @@ class RoundStory:
 
     def _earlier_rows(self, plan: Plan) -> list[Sequence[Row]]:
         """Return the training rows of each earlier dataset, if the policy looks at any of them."""
-        if policy_for(self.settings, plan.parent is None).memory_rows({}) == 0:
+        remembered = inherited_state(plan.parent.directory if plan.parent else None)
+        if policy_for(self.settings, plan.parent is None).memory_rows(remembered) == 0:
             return []
         return [self.store.datasets.rows(dataset.id, "train") for dataset in plan.earlier]
 

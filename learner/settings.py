@@ -84,7 +84,8 @@ class LearnerSettings(Settings):
     llaca_balance: float = Field(default=1.0, ge=0)
     """Rule `balance`: how much a nat lost on an earlier task weighs against a nat gained on the new one."""
     importance_rows: int = Field(default=128, ge=1)
-    """Policies that measure, at the end of a round, how much each weight matters: most new rows they look at."""
+    """Policies that measure how much each weight matters: most new rows they look at, at the end of a round, and for
+    `llaca` with `balance` after a round of another policy also most rows of each earlier dataset."""
     replay_rows: int = Field(default=64, ge=1)
     """Policy `replay`: most rows of each earlier dataset that are trained again among the new ones."""
     replay_share: float = Field(default=1.0, gt=0)

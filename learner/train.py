@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,13 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     """
     settings = job.settings
     policy = policy_for(settings, job.first_task)
-    job = as_wanted(job, policy)
+    job, inherited = as_wanted(job, policy)
     set_seed(settings.seed)
     accelerator = Accelerator(mixed_precision="bf16")
 
     base, processor = load_base(job.base, accelerator.device)
     renderer = Renderer(processor, ends_of_turn(base, processor))
-    task = task_of(job, base, renderer, accelerator.device)
+    task = task_of(job, inherited, base, renderer, accelerator.device)
     policy.start(task)
     trained = [*task.examples, *policy.rehearsal()]
     lengths = [example.length for example in trained]
@@ -194,15 +194,25 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     )
 
 
-def as_wanted(job: TrainingJob, policy: Policy) -> TrainingJob:
-    """Return the job with the parent from which the policy starts and the earlier rows that it wants to see."""
+def as_wanted(job: TrainingJob, policy: Policy) -> tuple[TrainingJob, dict[str, Tensor]]:
+    """Return the job as the policy wants it, and what the parent's round has left for it.
+
+    It says from which parent it starts, and how many earlier rows it sees.
+    """
     parent = None if policy.from_base else job.parent_adapter
-    memory_rows = policy.memory_rows(inherited_state(parent))
+    inherited = inherited_state(parent)
+    memory_rows = policy.memory_rows(inherited)
     earlier = [sample(rows, memory_rows, job.settings.seed) for rows in job.earlier]
-    return replace(job, parent_adapter=parent, earlier=earlier)
+    return replace(job, parent_adapter=parent, earlier=earlier), inherited
 
 
-def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device: torch.device) -> Task:
+def task_of(
+    job: TrainingJob,
+    inherited: Mapping[str, Tensor],
+    base: PreTrainedModel,
+    renderer: Renderer,
+    device: torch.device,
+) -> Task:
     """Prepare the rows and put the adapter on the base."""
     most_tokens = min(job.settings.row_max_tokens, context_of(base))
     examples = prepare(job.rows, renderer, job.image, most_tokens)
@@ -219,7 +229,7 @@ def task_of(job: TrainingJob, base: PreTrainedModel, renderer: Renderer, device:
         weights=weights,
         examples=encoder.without_pixels(examples),
         earlier=[encoder.without_pixels(rows) for rows in earlier],
-        inherited=inherited_state(job.parent_adapter),
+        inherited=inherited,
         first=job.first_task,
         settings=job.settings,
         pad_id=renderer.processor.tokenizer.pad_token_id or 0,

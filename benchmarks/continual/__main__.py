@@ -1,6 +1,7 @@
 """`python -m benchmarks.continual`: teaches tasks one after the other by several methods, and says what each forgets.
 
     python -m benchmarks.continual --quick                       the short form, for two cores
+    python -m benchmarks.continual --alike                       as few rows; its tasks ask in the same words
     python -m benchmarks.continual --methods sequential,llaca+replay:replay_rows=32,ema:ema_decay=0.9
     python -m benchmarks.continual --dataset vizwiz=vizwiz/train.json:vizwiz/images --tasks vizwiz,count
     python -m benchmarks.continual --quick --report              write tables and pictures to docs/
@@ -82,7 +83,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--alike", action="store_const", dest="form", const="alike",
-        help="a short form whose tasks ask alike, so that groups alone do not keep them apart",
+        help="as few rows; its tasks ask in the same words, so that groups do not keep them apart",
     )  # fmt: skip
     parser.add_argument(
         "--report", action="store_true", help="write tables and pictures of what was measured"
@@ -173,7 +174,7 @@ def tasks_of(given: argparse.Namespace, form: Form, pictures: Pictures) -> tuple
     """
     datasets = dict(pair(text) for text in given.dataset)
     names = list(dict.fromkeys([*form.tasks, *datasets]))
-    sources = {name: drawn.source_of(name) for name in names if name not in datasets}
+    sources = {name: drawn.source_of(name, datasets) for name in names if name not in datasets}
     # Who brings all tasks and asks no general questions needs neither emoji nor typefaces.
     needed = form.general > 0 or bool(sources)
     artist = drawn.sources_fetched(given.cache) if needed else None

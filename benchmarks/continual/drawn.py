@@ -87,10 +87,10 @@ def named(
     }
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str, others: Collection[str] = ()) -> Source:
     """Return the source of a task by its name, `digits` or, for a part of its answers, `digits.1-of-2`.
 
-    Raises ValueError for one that is not there.
+    Raises ValueError for one that is not there, which names those that are, and the others that could have been meant.
     """
     known = {source.name: source for source in SOURCES}
     if name in known:
@@ -103,7 +103,7 @@ def source_of(name: str) -> Source:
             return _part_of(known[whole], name, number, count)
     parted = ", ".join(source.name for source in SOURCES if source.answers)
     raise ValueError(
-        f"no task {name!r}; there are {', '.join(known)}, and parts such as digits.1-of-2 of {parted}"
+        f"no task {name!r}; there are {', '.join([*others, *known])}, and parts such as digits.1-of-2 of {parted}"
     )
 
 

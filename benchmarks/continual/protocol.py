@@ -51,7 +51,8 @@ class Form:
 
     def cuts(self, full: Form) -> list[str]:
         """Say in which ways this form is less than the full one."""
-        missing = [task for task in full.tasks if task not in self.tasks]
+        kinds = {task.partition(".")[0] for task in self.tasks}
+        missing = [task for task in full.tasks if task not in kinds]
         said = [f"without the tasks {', '.join(missing)}"] if missing else []
         for name in ("rows", "holdout", "general", "epochs", "orders", "seeds"):
             wanted, found = getattr(full, name), getattr(self, name)

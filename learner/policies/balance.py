@@ -37,11 +37,13 @@ class Balance(Penalty):
     def start(self, task: Task) -> None:
         """Measure the curvature of earlier tasks where another policy has taught them.
 
-        How they came to the weights is not known, so what each would lose is measured between these and the bare base.
+        How they came to the weights is not known, so what each would lose is measured between the weights as they are
+        and the bare base.
         """
         super().start(task)
         self.steps = 0
         if not self.inherited:
+            self._encode_new()
             bare = [
                 torch.zeros_like(weight) if ".lora_B." in name else weight.detach()
                 for name, weight in zip(task.names, task.weights, strict=True)
@@ -49,6 +51,12 @@ class Balance(Penalty):
             for rows in task.earlier:
                 self.inherited = self.with_new(self.curvature(rows, bare))
             self.importance = self.inherited
+
+    def _encode_new(self) -> None:
+        """Ask for the image features of the new rows before any others: the first that come are kept for the round."""
+        for example in self.task.examples:
+            if example.images is not None:
+                example.images()
 
     def strength(self) -> float:
         """Return λ/2."""

@@ -41,10 +41,15 @@ class Penalty(Policy):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add 2λ I_k (θ_k - θ'_k), written out because autograd would go over all weights several times more."""
-        if self.importance:
-            gradients = [weight.grad for weight in self.task.weights if weight.grad is not None]
-            moved = differences(self.task.weights, self.begin)
-            torch._foreach_addcmul_(gradients, self.importance, moved, value=2 * self.strength())
+        if not self.importance:
+            return
+        moved = differences(self.task.weights, self.begin)
+        gradients = [
+            # What is frozen has none, and nothing to be held.
+            torch.zeros_like(way) if weight.grad is None else weight.grad
+            for weight, way in zip(self.task.weights, moved, strict=True)
+        ]
+        torch._foreach_addcmul_(gradients, self.importance, moved, value=2 * self.strength())
 
     def finish(self) -> dict[str, Tensor]:
         """Remember what matters for all tasks so far."""

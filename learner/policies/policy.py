@@ -33,7 +33,7 @@ class Task:
     examples: Sequence[Example]
     """The new rows."""
     earlier: Sequence[Sequence[Example]] = ()
-    """Rows of each earlier task, at most as many as `Policy.memory_rows` says; a shorter memory begins a longer one."""
+    """Rows of each earlier task, at most `Policy.memory_rows(…)` of each; a longer memory begins with a shorter."""
     inherited: Mapping[str, Tensor]
     """What `Policy.finish` returned in the parent's round, on the CPU; empty if that was a round of another policy."""
     first: bool
@@ -90,10 +90,7 @@ class Policy:
         self.settings = settings
 
     def memory_rows(self, inherited: Mapping[str, Tensor]) -> int:
-        """Return how many rows of each earlier task it wants to see again, given what its last round remembered.
-
-        It never wants more than with nothing remembered.
-        """
+        """Return how many rows of each earlier task it wants to see again, given what its last round remembered."""
         return 0
 
     def start(self, task: Task) -> None:
@@ -110,14 +107,14 @@ class Policy:
     def extra_loss(self, batch: Batch, logits_BKV: Tensor) -> Tensor | float:
         """Return what is added to the mean loss of a batch, in nats per answer token.
 
-        The batches of a step are weighted by their share of its answer tokens, so what is the same for all of them
-        counts once per step; `add_gradient` computes it only once, too.
+        The batches of a step are weighted by their share of its answer tokens, so a penalty on the weights would count
+        once per step, and be computed for each batch: `add_gradient` is the place for it if its gradient is known.
         `logits_BKV` are the model's at the batch's kept positions, with their gradient.
         """
         return 0.0
 
     def add_gradient(self) -> None:
-        """Add that of a penalty on the weights to a step's gradients, in place, before they are clipped.
+        """Add the gradient of a penalty on the weights to a step's, in place, before they are clipped.
 
         Of several processes only the first one is asked.
         """

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.continual import files
+from benchmarks.continual.__main__ import form_of, parser_of_arguments
 from benchmarks.continual.drawn import SOURCES, Source, build, named, source_of
 from benchmarks.continual.general import suite
-from benchmarks.continual.protocol import ALIKE, FULL, QUICK
+from benchmarks.continual.protocol import ALIKE, FULL, QUICK, Form
 from benchmarks.continual.tasks import Pictures, Task, question_of, reference_of, same
 from recipes.smol_llava.drawing import Artist
 from recipes.smol_llava.evaluate import ABILITIES
@@ -87,7 +89,8 @@ def test_parts_of_a_task_ask_the_same_and_share_no_answer(
     assert parts[0].answers + parts[1].answers == whole.answers
     tasks = [drawn(part, artist, stocked) for part in parts]
     assert [task.name for task in tasks] == [part.name for part in parts]
-    assert all(references_of(task) <= set(part.answers) for task, part in zip(tasks, parts, strict=True))
+    # Every answer does come up, so that no part waits for one, and no other, which would be left out of all parts.
+    assert references_of(drawn(whole, artist, stocked, rows=200)) == set(whole.answers)
     assert len({question_of(row) for task in tasks for row in task.train}) == 1
 
 
@@ -96,9 +99,11 @@ def test_parts_of_a_task_ask_the_same_and_share_no_answer(
     ["nothing", "relation.1-of-2", "digits.3-of-2", "digits.0-of-2", "digits.1-of-11", "digits.", "digits.1"],
 )
 def test_an_unknown_task_is_refused_with_what_there_is(name: str) -> None:
-    """A task or a part that does not exist is named, with all that do."""
-    with pytest.raises(ValueError, match=re.escape(f"no task {name!r}; there are digits, count")) as found:
-        source_of(name)
+    """A task or a part that does not exist is named, with all that do, those of one's own data included."""
+    with pytest.raises(
+        ValueError, match=re.escape(f"no task {name!r}; there are own, digits, count")
+    ) as found:
+        source_of(name, ["own"])
     assert "digits.1-of-2 of digits, count, flags" in str(found.value)
 
 
@@ -131,6 +136,15 @@ def test_the_quick_form_says_what_it_leaves_out() -> None:
     ):
         assert cut in said
     assert len(QUICK.tasks) >= 6
+    assert "without the tasks relation, spelling, chart, choice, emoji, flags" in ALIKE.cuts(FULL)
+
+
+@pytest.mark.parametrize(("flags", "form"), [([], FULL), (["--quick"], QUICK), (["--alike"], ALIKE)])
+def test_the_command_line_chooses_the_form(flags: list[str], form: Form) -> None:
+    """Without a word it is the full form, and what else is said changes that form alone."""
+    parser = parser_of_arguments()
+    assert form_of(parser.parse_args(flags)) == form
+    assert form_of(parser.parse_args([*flags, "--rows", "7"])) == replace(form, rows=7)
 
 
 def test_the_same_answer_in_another_case_is_right_and_in_another_form_wrong() -> None:

@@ -21,6 +21,7 @@ from learner.policies.choose import policy_for
 from learner.policies.tensors import differences, numbered
 from learner.settings import LearnerSettings
 from learner.train import backward
+from storage.errors import TrainingStopped
 from tests.learner import tiny
 from tests.learner.tasks import bare_task, real_task
 from tests.learner.test_regularization import added_gradient, expected, in_float64, nll
@@ -298,6 +299,44 @@ def test_what_another_policy_taught_is_measured_on_its_rows(bases: dict[str, Pat
         assert predicted == pytest.approx(max(gain, 0.0), rel=1e-4, abs=1e-12)
     for whole, *parts in zip(held([[example] for example in task.examples]), *alone, strict=True):
         torch.testing.assert_close(whole, torch.stack(parts).sum(dim=0))
+
+
+def test_what_was_measured_of_others_is_remembered(bases: dict[str, Path]) -> None:
+    """The next round knows of the tasks that another policy has taught as well as of this round's."""
+    rows = tiny.mixed_rows(pictures := tiny.Pictures())
+    task = real_task(bases["llava"], SETTINGS, rows, pictures=pictures)
+    policy = Balance(SETTINGS)
+    policy.start(replace(task, earlier=[[example] for example in task.examples]))
+    measured = list(policy.importance)
+    assert any(h.any() for h in measured)
+    moved_by(task.weights, 0.1)
+    new, kept = policy.measure(), policy.finish()
+    for index, (old, now) in enumerate(zip(measured, new, strict=True)):
+        torch.testing.assert_close(kept[f"importance.{index}"], old + now)
+
+
+def test_round_that_measured_anew_can_be_cut_off(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Resumed, it measures again and ends with the same bits, and tells of the loss at the same steps."""
+    pictures = tiny.Pictures()
+    rows = [tiny.counting_rows(pictures, 5), tiny.mixed_rows(pictures)]
+    plain = FAST.model_copy(update={"policy": "sequential"})
+    first, _ = trained(job_of(bases["llava"], tmp_path / "first", plain, rows=rows[0], image=pictures.read))
+    rule = FAST.model_copy(update={"policy": "llaca", "llaca_rule": "balance", "checkpoint_every_steps": 1})
+    given = {
+        "rows": rows[1],
+        "earlier": rows[:1],
+        "image": pictures.read,
+        "parent_adapter": export(first, tmp_path / "generations", {}),
+    }
+    whole, metrics = trained(job_of(bases["llava"], tmp_path / "whole", rule, **given))
+    cut = job_of(bases["llava"], tmp_path / "cut", rule, **given)
+    with pytest.raises(TrainingStopped):
+        trained(cut, stop_after=1)
+    again, rest = trained(cut)
+    assert_same_bits(whole, again)
+    assert all(torch.equal(again.policy_state[name], h) for name, h in whole.policy_state.items())
+    assert len(told(metrics)) == 1
+    assert told(rest) == []
 
 
 def test_earlier_rows_are_seen_only_where_nothing_is_remembered(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import client
 from serving.client import IDLE_SECONDS, VLLM
 from storage.errors import ReplyInterrupted, ServingUnavailable
 from tests.fake_vllm import FakeVLLM, Messages
@@ -204,8 +205,12 @@ async def test_the_fake_forgets_adapters_when_it_restarts(fake: FakeVLLM, vllm: 
     assert await vllm.models() == [BASE]
 
 
-async def test_an_idle_connection_is_given_up_before_the_server_closes_it() -> None:
+async def test_an_idle_connection_is_given_up_before_the_server_closes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A server closes what was idle for 5 s, and what is sent just then is lost: our connections are closed earlier."""
+    assert IDLE_SECONDS < 5
+    monkeypatch.setattr(client, "IDLE_SECONDS", 0.1)
     opened = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,10 +220,10 @@ async def test_an_idle_connection_is_given_up_before_the_server_closes_it() -> N
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
-        async with VLLM(f"http://{host}:{port}", "key") as client:
-            assert await client.healthy()
-            assert await client.healthy()
+        async with VLLM(f"http://{host}:{port}", "key") as vllm:
+            assert await vllm.healthy()
+            assert await vllm.healthy()
             assert len(opened) == 1
-            await asyncio.sleep(IDLE_SECONDS + 0.1)
-            assert await client.healthy()
+            await asyncio.sleep(0.2)
+            assert await vllm.healthy()
             assert len(opened) == 2
