@@ -33,7 +33,7 @@ def matrices(runs: Mapping[str, Sequence[Run]], order: str, path: Path) -> None:
     whole, panels = _panels(len(shown), 3.3, 3.2)
     for panel, (method, mine) in zip(panels, shown.items(), strict=True):
         _heat(panel, mean_matrix(mine), mine[0].tasks)
-        panel.set_title(method, fontsize=9)
+        panel.set_title(method.replace(":", "\n", 1), fontsize=9)
     whole.savefig(path, dpi=110)
 
 
