@@ -20,7 +20,7 @@ GRACE_SECONDS = 5
 KEEP_ALIVE_SECONDS = 130
 """How long an idle connection stays open. Whoever keeps connections must be the first to close them, or a request meets
 a connection that is being closed and is lost: httpx (and OpenAI's client) keeps them for 5 s, as long as uvicorn by
-default, nginx and most load balancers for 60 s, Caddy for 120 s."""
+default, nginx for 60 s, Caddy for 120 s."""
 
 
 def main() -> int:

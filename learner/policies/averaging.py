@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from learner import llaca
-from learner.policies.policy import Policy, Task
+from learner.policies.policy import Policy, Task, is_measured
 from learner.policies.tensors import copies, numbered, take
-
-KEPT_EVERY_STEPS = 10
-"""How often the kept displacement is measured; each time costs about as much as the averaging itself."""
 
 
 class Averaging(Policy):
@@ -53,7 +50,7 @@ class Averaging(Policy):
             fallback += fell_back
         self.steps += 1
         values: dict[str, Any] = {"beta": summaries(self.groups, beta, fallback)}
-        if self.steps == 1 or self.steps % KEPT_EVERY_STEPS == 0:
+        if is_measured(self.steps):
             values["kept"] = self.kept()
         return values
 

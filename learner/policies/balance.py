@@ -16,11 +16,8 @@ from learner.data import Example
 from learner.loss import answer_loss
 from learner.policies.importance import fisher
 from learner.policies.penalty import Penalty
-from learner.policies.policy import Task
+from learner.policies.policy import Task, is_measured
 from learner.policies.tensors import differences
-
-TOLD_EVERY_STEPS = 10
-"""How often the loss of earlier tasks is told; each time costs about as much as holding the weights does."""
 
 
 class Balance(Penalty):
@@ -42,7 +39,7 @@ class Balance(Penalty):
         """
         super().start(task)
         self.steps = 0
-        if not self.inherited:
+        if task.earlier and not self.inherited:
             self._encode_new()
             bare = [
                 torch.zeros_like(weight) if ".lora_B." in name else weight.detach()
@@ -65,7 +62,7 @@ class Balance(Penalty):
     def after_step(self) -> dict[str, Any]:
         """Tell now and then what all earlier tasks together have lost, as far as H tells, in nats per answer token."""
         self.steps += 1
-        if not self.importance or (self.steps > 1 and self.steps % TOLD_EVERY_STEPS):
+        if not self.importance or not is_measured(self.steps):
             return {}
         return {"earlier_loss": float(cost(self.importance, differences(self.task.weights, self.begin)))}
 

@@ -19,6 +19,9 @@ from learner.data import Example
 from learner.loss import Batch, answer_loss, batch_of, kept_logits
 from learner.settings import LearnerSettings
 
+MEASURED_EVERY_STEPS = 10
+"""How often policies measure, for the metrics alone, what costs about as much as the rest of their work at a step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -139,3 +142,8 @@ class Policy:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned; called after `start`."""
+
+
+def is_measured(step: int) -> bool:
+    """Tell whether that is done after this step, counted from 1: after the first and every tenth."""
+    return step == 1 or step % MEASURED_EVERY_STEPS == 0

@@ -29,7 +29,7 @@ SETTINGS = LearnerSettings(
 )
 ALIKE: dict[str, dict[str, Any]] = {
     "llaca": {"llaca_scale": 0.05},
-    "llaca+sequential": {"llaca_rule": "balance"},
+    "llaca+sequential": {"llaca_rule": "balance"},  # `llaca` by its other rule
     "ema+replay": {},
     "agem": {"agem_rows": 5},
     "keeplora+lwf": {},
