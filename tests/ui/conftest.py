@@ -26,8 +26,10 @@ expect.set_options(timeout=20_000)
 
 
 def speak(adapter: Path | None, messages: Messages) -> str:
-    """Answer always the same; how long that takes is up to the test."""
-    return ANSWER
+    """Say always the same and in the end what was asked, so that a page tells when an answer is whole, and to what."""
+    asked = messages[-1]["content"]
+    texts = [asked] if isinstance(asked, str) else [part["text"] for part in asked if part["type"] == "text"]
+    return ANSWER + "So much for: " + " ".join(texts)
 
 
 @pytest.fixture(scope="module")
