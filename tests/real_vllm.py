@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from serving.settings import ServingSettings
 from serving.supervise import Supervisor, tail
 from storage.settings import StorageSettings
 from storage.store import Store
+from tests.ports import free_ports
 
 START_SECONDS = 400
 EXACT = "--dtype float32"
@@ -40,10 +40,9 @@ class RealVLLM:
 @contextlib.contextmanager
 def start_real_vllm(directory: Path) -> Iterator[RealVLLM]:
     """Serve the embedded model, with everything the server writes below `directory`, until the block ends."""
-    settings = ServingSettings(
-        model=os.environ.get(BASE_ENVIRONMENT, ""), vllm_port=_free_port(), vllm_arguments=EXACT
-    )
-    base = resolve(settings, directory)
+    base = resolve(ServingSettings(model=os.environ.get(BASE_ENVIRONMENT, "")), directory)
+    (port,) = free_ports(1)
+    settings = ServingSettings(vllm_port=port, vllm_arguments=EXACT)
     started, stop = threading.Event(), threading.Event()
     with Store(StorageSettings(data_dir=directory)) as store:
         log = store.data_dir / "logs" / "vllm.log"
@@ -72,9 +71,3 @@ async def _supervise(
         running.cancel()
         waiting.cancel()
         await asyncio.gather(running, waiting, return_exceptions=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -23,13 +23,7 @@ from storage.settings import StorageSettings
 from storage.store import Store
 from tests.app.places import until
 from tests.fake_vllm import FakeVLLM
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_ports
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     with FakeVLLM(key=key) as fake:
         yield os.environ | {
             "LLACA_DATA_DIR": str(tmp_path / "data"),
-            "LLACA_PORT": str(free_port()),
+            "LLACA_PORT": str(*free_ports(1)),
             "LLACA_START_VLLM": "false",
             "LLACA_REPLICAS": json.dumps([fake.url]),
         }

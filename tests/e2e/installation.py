@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,12 @@ import psutil
 from storage.records import Role
 from storage.settings import StorageSettings
 from storage.store import Store
+from tests.ports import free_ports
 
 T = TypeVar("T")
 
 UP_SECONDS = 480
 PASSWORD = "a password for tests"
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(look: Callable[[], T | None], *, seconds: float, what: str) -> T:
@@ -49,7 +42,7 @@ class Installation:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.store = Store(StorageSettings(data_dir=data_dir))
-        self.port, self.vllm_port = free_port(), free_port()
+        self.port, self.vllm_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         admin = self.store.users.create("ada", Role.ADMIN, PASSWORD)
         self.key = self.store.users.create_key(admin.id, "tests")

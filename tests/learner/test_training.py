@@ -202,6 +202,7 @@ def test_stopped_round_ends_with_the_same_bits(
 
 CHILD = """
 import sys
+import time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -209,13 +210,15 @@ from tests.learner.test_training import job_of, trained, Metrics
 from learner.train import train
 def report(step, steps, values):
     print(step, flush=True)
+    if step == 3:
+        time.sleep(600)
 train(job_of(Path(sys.argv[1]), Path(sys.argv[2])), report, lambda: False)
 """
 
 
 def test_killed_process_is_resumed_with_the_same_bits(bases: dict[str, Path], tmp_path: Path) -> None:
     """A process killed by SIGKILL in the middle of training leaves a workspace that ends with the same weights."""
-    whole, metrics = trained(job_of(bases["qwen2_vl"], tmp_path / "whole"))
+    whole, _ = trained(job_of(bases["qwen2_vl"], tmp_path / "whole"))
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(bases["qwen2_vl"]), str(tmp_path / "killed")],
         cwd=Path(__file__).parents[2],
@@ -230,7 +233,7 @@ def test_killed_process_is_resumed_with_the_same_bits(bases: dict[str, Path], tm
     child.send_signal(signal.SIGKILL)
     assert child.wait(timeout=30) == -signal.SIGKILL
     again, rest = trained(job_of(bases["qwen2_vl"], tmp_path / "killed"))
-    assert 3 <= rest.values[0]["step"] <= metrics.steps
+    assert 3 <= rest.values[0]["step"] <= 4
     assert_same_bits(whole, again)
 
 

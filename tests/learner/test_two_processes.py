@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from learner.train import TrainedAdapter, TrainingJob, train
 from storage.errors import TrainingStopped
 from tests.learner import tiny
 from tests.learner.test_training import Metrics, job_of
+from tests.ports import free_ports
 
 SETTINGS = LearnerSettings(
     rank=8, learning_rate=1e-3, epochs=2, batch_size=2, gradient_accumulation=3, checkpoint_every_steps=2
@@ -94,14 +94,6 @@ def train_all(base: Path, parent: Path, directory: Path) -> None:
     keep(RESUMED, *outcome(cut, rank))
 
 
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def base(bases: dict[str, Path]) -> Path:
     """One of the tiny models."""
@@ -126,7 +118,7 @@ def together(base: Path, parent: Path, tmp_path_factory: pytest.TempPathFactory)
     shared = {
         "ACCELERATE_USE_CPU": "true",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(*free_ports(1)),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "WORLD_SIZE": "2",

@@ -107,7 +107,8 @@ async def test_a_generation_is_not_unloaded_while_it_answers(
             promoted(store, admin, tmp_path / str(seed), seed)
         async with reconciling(store, [vllm]):
             async for _ in pieces:
-                assert old.name in await vllm.adapters()
+                # What is read may lag behind what is said, and the reply be over before its last words are read.
+                assert old.name in await vllm.adapters() or old.name not in fake.active
             await until_loaded(vllm, {f"assistant@{number}" for number in store.generations.serve_set()})
 
 
@@ -196,7 +197,8 @@ async def test_only_the_adapter_that_nobody_answers_with_is_drained(
             promoted(store, admin, tmp_path / str(seed), seed, groups)
         async with reconciling(store, [vllm]):
             async for _ in pieces:
-                assert old.name in await vllm.adapters()
+                # What is read may lag behind what is said, and the reply be over before its last words are read.
+                assert old.name in await vllm.adapters() or old.name not in fake.active
             await until_loaded(vllm, {"assistant@1", "assistant@3", "assistant@4"})
     assert [call for call in fake.calls if call[0] == "unload"] == [("unload", old.name)]
 
