@@ -208,10 +208,11 @@ def rounds_run(
         after = 0
         while wait and not found.state.ended:
             time.sleep(POLL_SECONDS)
+            # Before its events, so that those of its end are among them.
+            found = store.rounds.get(found.id)
             for event in store.rounds.events(found.id, after):
                 after = event.id
                 typer.echo(f"{event.at} {event.kind}: {event.message}", err=True)
-            found = store.rounds.get(found.id)
     _show(as_json, asdict(found), f"round {found.id} is {found.state}")
     if wait and found.state is not RoundState.PROMOTED:
         raise typer.Exit(1)

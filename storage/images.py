@@ -163,6 +163,10 @@ class Sanitizer:
             cast(BinaryIO, child.stdin).close()
 
 
+_lookup = threading.Lock()
+"""Held while the shared sanitizer is looked up: two threads that both miss in a cache would make two."""
+
+
 @lru_cache(maxsize=1)
 def _shared(settings: StorageSettings) -> Sanitizer:
     return Sanitizer(settings)
@@ -170,4 +174,6 @@ def _shared(settings: StorageSettings) -> Sanitizer:
 
 def check_image(data: bytes, settings: StorageSettings) -> CleanImage:
     """Return the clean copy of one picture (chat); raise BadImage. Keeps its child for the next call."""
-    return _shared(settings).sanitize(data)
+    with _lookup:
+        shared = _shared(settings)
+    return shared.sanitize(data)

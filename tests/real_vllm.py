@@ -19,7 +19,7 @@ from storage.settings import StorageSettings
 from storage.store import Store
 from tests.ports import free_ports
 
-START_SECONDS = 400
+START_SECONDS = 600
 EXACT = "--dtype float32"
 """In bfloat16 a greedy reply depends on how many others are in its batch: rounding decides between near-equal words.
 Tests that compare replies with references need float32, where it does not."""

@@ -102,7 +102,10 @@ class RoundsTab:
         user = visitor(self._store, request, Role.CONTRIBUTOR)
         if self._fingerprint(chosen) == seen:
             return tuple(gr.skip() for _ in self.shows)
-        return self._view(user, chosen)
+        *view, newest, seen, timer = self._view(user, chosen)
+        # This may arrive after the view of a round that was chosen meanwhile. What is chosen stays chosen, and since
+        # `seen` does not fit it, the next look shows it again.
+        return (*view, gr.skip() if chosen else newest, seen, timer)
 
     @plainly()
     def choose(self, event: gr.EventData, request: gr.Request) -> Update:

@@ -126,7 +126,7 @@ def load(fake: FakeVLLM, name: str, directory: Path, content: int) -> None:
     )
     body = {"lora_name": name, "lora_path": str(directory)}
     headers = {"Authorization": f"Bearer {fake.key}"}
-    httpx.post(f"{fake.url}/v1/load_lora_adapter", json=body, headers=headers).raise_for_status()
+    httpx.post(f"{fake.url}/v1/load_lora_adapter", json=body, headers=headers, timeout=60).raise_for_status()
 
 
 def png(side: int = 32, color: tuple[int, int, int] = (200, 30, 30)) -> bytes:

@@ -52,7 +52,7 @@ def test_up_from_first_start_to_stop(environment: dict[str, str], tmp_path: Path
         link = re.search(r"http://127\.0\.0\.1:\d+/welcome/\S+", output.read_text())
         assert link is not None
         password = {"password": "a good long password", "again": "a good long password"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{environment['LLACA_PORT']}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{environment['LLACA_PORT']}", timeout=60) as client:
             assert client.post(link[0], data=password).headers["location"] == "/"
             assert client.get("/health").json()["status"] == "ok"
             assert client.get("/v1/rounds").status_code == 200

@@ -34,7 +34,12 @@ def sanitizer() -> Iterator[Sanitizer]:
 
 def workers() -> set[psutil.Process]:
     """Return the children that clean pictures now, for whichever sanitizer of this process."""
-    return {child for child in psutil.Process().children() if "image_worker" in " ".join(child.cmdline())}
+    found = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "image_worker" in " ".join(child.cmdline()):
+                found.add(child)
+    return found
 
 
 def opened(clean: CleanImage) -> Image.Image:
@@ -289,6 +294,23 @@ def test_chat_keeps_its_child_and_serves_threads() -> None:
         widths = list(pool.map(lambda side: check_image(picture(side, side), SETTINGS).width, range(8, 40)))
     assert widths == list(range(8, 40))
     assert len(workers() - before) <= 1
+
+
+def test_chats_that_come_first_share_one_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long making a sanitizer takes, threads that all need the first one make one."""
+    made = []
+
+    class Slow(Sanitizer):
+        def __init__(self, settings: StorageSettings) -> None:
+            made.append(settings)
+            time.sleep(0.2)
+            super().__init__(settings)
+
+    monkeypatch.setattr(images, "Sanitizer", Slow)
+    settings = StorageSettings(image_max_bytes=999_999)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda side: check_image(picture(side, side), settings), range(8, 12)))
+    assert made == [settings]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

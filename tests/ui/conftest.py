@@ -21,7 +21,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 ANSWER = (
     "I see three discs: <b>red</b>, blue and green. ![spy](http://evil.example/a.png) " + "more words " * 20
 )
-QUICK, SLOW = 0.005, 0.25
+QUICK, SLOW = 0.005, 0.5
 expect.set_options(timeout=20_000)
 
 
@@ -78,6 +78,7 @@ def visit(town: Place, chromium: Browser) -> Iterator[Visitor]:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(town.url)
         page.wait_for_selector("#header .name")
+        page.wait_for_selector("#conversations .history", state="attached")
         return Visit(page=page, context=context, errors=errors)
 
     yield open_page
