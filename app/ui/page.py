@@ -17,6 +17,7 @@ from app.ui.markup import chip
 from app.ui.panel import panel
 from app.ui.people import PeopleTab
 from app.ui.rounds import RoundsTab
+from app.ui.sealed_blocks import SealedBlocks
 from app.ui.teach import TeachTab
 from app.ui.theme import LOOK
 from app.ui.visitor import plainly, visitor
@@ -36,7 +37,7 @@ class Page:
 
     def __init__(self, store: Store, upstream: Upstream, settings: AppSettings) -> None:
         self._store = store
-        with gr.Blocks(
+        with SealedBlocks(
             title="LLaCA assistant", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS
         ) as blocks:
             self._header = panel(name="header")
