@@ -18,9 +18,12 @@ from app.metrics import ChatMetrics
 from app.settings import AppSettings
 from serving.client import VLLM, Delta, Usage
 from serving.messages import Images, openai_messages
+from serving.replica import ensure_loaded
 from serving.router import served_name
 from serving.settings import ServingSettings
 from storage.errors import (
+    AdapterChanged,
+    AdapterRefused,
     LlacaError,
     RequestRejected,
     ServingUnavailable,
@@ -29,7 +32,7 @@ from storage.errors import (
     UnknownModel,
 )
 from storage.generations import BASE
-from storage.records import Conversation, Part, User, generation_name, text_part
+from storage.records import Conversation, Part, User, generation_name, generation_number, text_part
 from storage.store import Store
 
 VLLM_SECRET = "vllm"
@@ -112,6 +115,8 @@ async def reply(
                 name = generation_name(pinned)
                 model = await asyncio.to_thread(served_name, store.generations, pinned, conversation)
                 with vllm.least_busy(failed) as (number, replica):
+                    if failed:
+                        await _load(store, replica, model)
                     stream = replica.stream(
                         model,
                         messages,
@@ -127,8 +132,9 @@ async def reply(
                                 yield answer.add(name, delta)
                         await answer.finish()
                     except (UnknownModel, ServingUnavailable):
-                        # Nothing was said yet. The champion may just have moved on and its old name be gone, or this
-                        # replica be restarting: look again, once, and elsewhere if there is an elsewhere.
+                        # Nothing was said yet. The champion may just have moved on and its old name be gone, or the new
+                        # one not be loaded, or this replica be restarting: look again, once, and elsewhere if there is
+                        # an elsewhere.
                         if failed:
                             raise
                         failed.add(number)
@@ -146,6 +152,17 @@ def _pin(store: Store, generation: int | None) -> int:
     if generation != BASE and generation not in store.generations.serve_set():
         raise UnknownGeneration(generation_name(generation))
     return generation
+
+
+async def _load(store: Store, replica: VLLM, model: str) -> None:
+    """Load what is to answer where it is missing, as it is after a roll-back until the reconciler looks again."""
+    number = generation_number(model)
+    if number is None or number == BASE:
+        return
+    generation = await asyncio.to_thread(store.generations.get, number)
+    # What is refused here the reconciler complains of; the reader is told that it is not loaded.
+    with suppress(AdapterChanged, AdapterRefused):
+        await ensure_loaded(replica, generation)
 
 
 class _Answer:

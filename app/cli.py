@@ -7,6 +7,7 @@ error; sentences for people go to stderr then.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,7 +174,8 @@ def data_show(
     """Show one dataset and its first rows."""
     with _store(as_json) as store:
         found = asdict(store.datasets.get(dataset_id))
-        rows = [asdict(row) for row in store.datasets.rows(dataset_id, limit=limit)]
+        # SQLite has no larger integer.
+        rows = [asdict(row) for row in store.datasets.rows(dataset_id, limit=min(limit, sys.maxsize))]
     text = "\n".join(
         [*(f"{k}: {v}" for k, v in found.items()), *(json.dumps(row["messages"]) for row in rows)]
     )
@@ -222,7 +224,8 @@ def rounds_run(
 def rounds_list(limit: Annotated[int, typer.Option(min=1)] = 50, as_json: Json = False) -> None:
     """List rounds, newest first."""
     with _store(as_json) as store:
-        found = [asdict(each) for each in store.rounds.list(limit)]
+        # SQLite has no larger integer.
+        found = [asdict(each) for each in store.rounds.list(min(limit, sys.maxsize))]
     columns = ["id", "state", "policy", "step", "steps", "candidate", "requested_by", "created_at"]
     _show(as_json, found, _table(found, columns, "No rounds."))
 

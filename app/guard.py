@@ -5,6 +5,7 @@ Knows requests only from outside. Does not parse bodies and knows nothing of cha
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import MutableMapping
 from typing import Any
@@ -16,11 +17,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import rule_for
-from app.api.errors import error_response
+from app.api.errors import error_response, unplanned_response
 from app.auth import SAFE_METHODS, check_origin, identify
 from app.settings import AppSettings
 from storage.errors import LlacaError, NotAllowed, NotSignedIn, TooLarge, UnknownRoute
 from storage.store import Store
+
+LOG = logging.getLogger(__name__)
 
 SMALL_BODY = 256 * 1024
 FORM_OVERHEAD = 64 * 1024
@@ -83,13 +86,18 @@ class Guard:
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in FORWARDED]
         request = Request(scope, receive)
         body = _LimitedBody(receive, self._body_limits.get(scope["path"], SMALL_BODY))
-        guarded = _with_headers(send, secrets.token_hex(8), scope["path"])
+        answer = _Answer(send, scope["path"])
         try:
             self._admit(request, body)
+            await body.run(self._app, scope, answer)
         except LlacaError as error:
-            await _refusal(request, error)(scope, receive, guarded)
-            return
-        await body.run(self._app, scope, guarded)
+            await _refusal(request, error)(scope, receive, answer)
+        except Exception as error:
+            if answer.started or isinstance(error, ClientDisconnect):
+                raise
+            # Answered here and not by Starlette, whose answer would pass by the headers.
+            LOG.exception("%s %s failed, request %s", request.method, request.url.path, answer.request_id)
+            await unplanned_response()(scope, receive, answer)
 
     def _admit(self, request: Request, body: _LimitedBody) -> None:
         path = request.scope["path"]
@@ -146,18 +154,26 @@ class _LimitedBody:
         return TooLarge("The request", self._most, "bytes")
 
 
-def _with_headers(send: Send, request_id: str, path: str) -> Send:
-    async def send_with_headers(message: Message) -> None:
+class _Answer:
+    """Sends what a handler answers, with a number to find it by and the headers that keep browsers safe."""
+
+    def __init__(self, send: Send, path: str) -> None:
+        self.request_id = secrets.token_hex(8)
+        self.started = False
+        self._send = send
+        self._path = path
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message, as an ASGI application does."""
         if message["type"] == "http.response.start":
+            self.started = True
             headers = MutableHeaders(scope=message)
-            if path.startswith(HASHED) and message["status"] == 200:
+            if self._path.startswith(HASHED) and message["status"] == 200:
                 headers["cache-control"] = "private, max-age=31536000, immutable"
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
-            headers["x-request-id"] = request_id
-        await send(message)
-
-    return send_with_headers
+            headers["x-request-id"] = self.request_id
+        await self._send(message)
 
 
 def _refusal(request: Request, error: LlacaError) -> Response:

@@ -17,6 +17,7 @@ from app.settings import AppSettings
 from storage.errors import TooManyRequests
 
 KEYS_KEPT = 10_000
+UPLOADS = "uploads per minute"
 
 
 class Rate:
@@ -38,6 +39,12 @@ class Rate:
         if len(self._buckets) >= KEYS_KEPT:
             self._forget_full(now)
         self._buckets[key] = (max(tokens - 1, 0.0), now)
+
+    def spend(self, key: str, what: str) -> None:
+        """Count one action of `key`; raises TooManyRequests, and counts nothing, while none is left of `what`."""
+        if (wait := self.wait(key)) > 0:
+            raise TooManyRequests(what, self.per_minute, int(wait) + 1)
+        self.take(key)
 
     def forget(self, key: str) -> None:
         """Give `key` its full allowance back, as after a successful sign-in."""

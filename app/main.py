@@ -37,28 +37,29 @@ def build(store: Store, upstream: Upstream, settings: AppSettings) -> FastAPI:
         await upstream.aclose()
 
     app = FastAPI(title="LLaCA assistant", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    uploads = Rate(settings.uploads_per_minute)
     app.state.context = Context(
         store=store,
         upstream=upstream,
         settings=settings,
-        uploads=Rate(settings.uploads_per_minute),
+        uploads=uploads,
         logins=Rate(settings.logins_per_minute),
     )
+    # Gradio reads this variable when blocks are made; what people attach then stays inside the data directory.
+    os.environ["GRADIO_TEMP_DIR"] = str(store.temporary() / "gradio")
     upstream.metrics.registry.register(StoreMetrics(store))
     errors.install(app)
     for router in (*ROUTERS, sign_in.router, blobs_route.router):
         app.include_router(router)
-    _mount_page(app, store, upstream, settings)
+    _mount_page(app, store, page.build(store, upstream, settings, uploads))
     app.add_middleware(Guard, store=store, settings=settings)
     return app
 
 
-def _mount_page(app: FastAPI, store: Store, upstream: Upstream, settings: AppSettings) -> None:
-    # Gradio reads this variable when blocks are made; what people attach then stays inside the data directory.
-    os.environ["GRADIO_TEMP_DIR"] = str(store.temporary() / "gradio")
+def _mount_page(app: FastAPI, store: Store, blocks: gradio.Blocks) -> None:
     gradio.mount_gradio_app(
         app,
-        page.build(store, upstream, settings),
+        blocks,
         path="/",
         auth_dependency=_user_name,
         show_error=False,

@@ -42,7 +42,7 @@ class AppSettings(Settings):
     chat_body_max_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest chat request in bytes, images included."""
     text_max_chars: int = Field(default=100_000, ge=1)
-    """Most characters of text in one chat request, the whole conversation counted."""
+    """Most characters of text in a chat request, the whole conversation counted, and in a message on the page."""
 
     def url(self) -> str:
         """Return the address a person opens, without a trailing slash."""

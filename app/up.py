@@ -37,8 +37,9 @@ def run() -> int:
     try:
         settings, kept = _settings()
         with Store(kept) as store, _only_one(store):
-            store.clear_temporary()
+            # First, because a web process that was started in another way may be taking uploads there.
             _check_port(settings)
+            store.clear_temporary()
             asyncio.run(_run(store, settings))
     except* LlacaError as errors:
         for error in errors.exceptions:

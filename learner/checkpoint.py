@@ -24,6 +24,7 @@ from storage.errors import CheckpointMismatch
 TENSORS = "tensors.safetensors"
 FACTS = "facts.json"
 _PREFIX = "step-"
+_WRITING = "writing-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +57,24 @@ class Checkpoints:
         if target.exists():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=self.directory))
+        temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=self.directory))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
         text = json.dumps({"step": step, "identity": self.identity, **facts})
         (temporary / FACTS).write_text(text, encoding="utf-8")
         publish(temporary, target)
-        for old in self.directory.iterdir():
-            if old != target:
-                shutil.rmtree(old)
+        for other in self.directory.glob(f"{_PREFIX}*"):
+            # A later one is of a worker that took over; this one has not noticed yet.
+            if other.name < target.name:
+                shutil.rmtree(other)
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, or None; raise CheckpointMismatch if it is another round's."""
+        """Return the newest checkpoint, or None; raise CheckpointMismatch if it is another round's.
+
+        What a crash has left half written is removed.
+        """
+        if processes.is_first():
+            for leftover in self.directory.glob(f"{_WRITING}*"):
+                shutil.rmtree(leftover)
         found = sorted(self.directory.glob(f"{_PREFIX}*"))
         if not found:
             return None

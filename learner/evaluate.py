@@ -157,5 +157,6 @@ def _answers(question: _Question, text: str, points: float) -> list[Answer]:
 
 
 def _tokens_for(reference: str) -> int:
-    # Room for the reference in any tokenizer (4 tokens a word) and a little to ramble, so that a wrong form shows.
-    return min(512, 8 + 4 * len(reference.split()))
+    # Room for the reference in any tokenizer (a token is at least a byte; 4 tokens for a short word) and a little to
+    # ramble, so that a wrong form shows.
+    return min(512, 8 + max(4 * len(reference.split()), len(reference.encode())))

@@ -49,8 +49,13 @@ class Lease:
         self._stopping.set()
 
     def should_stop(self) -> bool:
-        """Tell whether `check` would raise."""
-        return self._lost.is_set() or self._cancelled.is_set() or self._stopping.is_set()
+        """Tell whether to save what there is and stop, and `check` would say why.
+
+        Raises LeaseLost instead: another worker may be at it by now, and what there is would be older than its own.
+        """
+        if self._lost.is_set():
+            raise LeaseLost(self.round_id)
+        return self._cancelled.is_set() or self._stopping.is_set()
 
     def check(self) -> None:
         """Raise LeaseLost, RoundCancelled or WorkerStopping if the story must not go on."""

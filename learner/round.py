@@ -39,11 +39,10 @@ from serving.manifest import MANIFEST
 from serving.settings import ServingSettings
 from serving.swap import bring_up
 from storage.errors import (
+    CheckpointMismatch,
     LeaseLost,
     LlacaError,
-    NothingToLearn,
     RoundCancelled,
-    RoundInProgress,
     TrainingStopped,
     UnusableRow,
     WorkerStopping,
@@ -59,7 +58,6 @@ from storage.records import (
     Row,
     generation_name,
 )
-from storage.rounds import LEFT
 from storage.settings import load
 from storage.store import Store
 
@@ -105,15 +103,6 @@ class RoundStory:
             log.warning("round failed", round=self.round.id, code=error.code, error=str(error))
             self.store.rounds.finish(self.round.id, self.lease.token, RoundState.FAILED, str(error))
         shutil.rmtree(self.workspace, ignore_errors=True)
-        self._ask_for_the_rest()
-
-    def _ask_for_the_rest(self) -> None:
-        """Ask for a round like this one over the datasets that it has left, unless somebody has stopped it."""
-        ended = self.store.rounds.get(self.round.id)
-        left = any(event.kind == LEFT for event in self.store.rounds.events(self.round.id))
-        if left and ended.state is not RoundState.CANCELLED:
-            with suppress(NothingToLearn, RoundInProgress):
-                self.store.rounds.enqueue(ended.requested_by, ended.policy, ended.settings)
 
     def _asked_for(self) -> dict[str, Any]:
         """What the round sets itself: on its first attempt what was asked for, on later ones everything, as it was."""
@@ -135,11 +124,21 @@ class RoundStory:
         plan = self.plan
         job = self._job(base, plan)
         try:
-            trained = train(job, self._report, self.lease.should_stop)
+            trained = self._train(job)
         except TrainingStopped:
             self.lease.check()
             raise
         return self._publish(trained, self._manifest(base, plan), plan)
+
+    def _train(self, job: TrainingJob) -> TrainedAdapter:
+        """Train, from the first step on where the checkpoint is of other rows than those that count by now."""
+        with suppress(CheckpointMismatch):
+            return train(job, self._report, self.lease.should_stop)
+        # While a round is interrupted a dataset may be withdrawn, or a roll-back change what counts as learned.
+        reason = "what it learns or rehearses has changed since its checkpoint, so training begins again"
+        self.store.rounds.restart(self.round.id, self.lease.token, reason)
+        shutil.rmtree(self.workspace)
+        return train(job, self._report, self.lease.should_stop)
 
     def _publish(
         self, adapter: TrainedAdapter, manifest: dict[str, Any], plan: Plan, share: float = 1.0
@@ -313,6 +312,7 @@ class RoundStory:
             first_task=plan.parent is None,
             workspace=self.workspace,
             max_rank=self.serving.max_lora_rank,
+            max_tokens=self.serving.max_model_len,
         )
 
     def _earlier_rows(self, plan: Plan) -> list[Sequence[Row]]:

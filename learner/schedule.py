@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.cron import CronTrigger
 
-from learner.settings import LearnerSettings
+from learner.settings import LearnerSettings, trigger_of
 from learner.worker import Worker
 from storage.errors import NothingToLearn, RoundInProgress
 from storage.records import DatasetState
@@ -35,16 +34,22 @@ def ask_for_round(store: Store, settings: LearnerSettings) -> bool:
 
 
 def start(store: Store, settings: LearnerSettings, worker: Worker) -> BackgroundScheduler:
-    """Start waking the worker every second and, if a crontab is set, asking for rounds; the caller shuts it down."""
+    """Start waking the worker every second, asking for rounds if a crontab is set, and removing unused pictures.
+
+    The caller shuts it down.
+    """
     scheduler = BackgroundScheduler()
     scheduler.add_job(
         worker.wake, "interval", seconds=LOOK_SECONDS, max_instances=1, coalesce=True, misfire_grace_time=None
+    )
+    scheduler.add_job(
+        store.blobs.sweep, "interval", hours=1, max_instances=1, coalesce=True, misfire_grace_time=None
     )
     if settings.cron:
         # One late run after a pause, however many were missed: the round takes everything that waits anyway.
         scheduler.add_job(
             ask_for_round,
-            CronTrigger.from_crontab(settings.cron),
+            trigger_of(settings.cron),
             args=[store, settings],
             max_instances=1,
             coalesce=True,

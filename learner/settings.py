@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+from datetime import tzinfo
 from typing import Literal
 
 from apscheduler.triggers.cron import CronTrigger
@@ -24,6 +26,11 @@ POLICIES = (
     "replay", "sequential", "slao", "tir",
 )  # fmt: skip
 """What a round can do against forgetting; `learner/policies/choose.py` has the class of each."""
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+"""As a crontab counts them; 7 is Sunday again."""
+_DAY = f"[0-7]|{'|'.join(WEEKDAYS)}"
+_DAYS = re.compile(rf"(?:\*|(?P<first>{_DAY})(?:-(?P<last>{_DAY}))?)(?:/(?P<step>[1-7]))?", re.IGNORECASE)
 
 
 class LearnerSettings(Settings):
@@ -152,7 +159,8 @@ class LearnerSettings(Settings):
     minimum_rows: int = Field(default=1, ge=1)
     """The schedule asks for a round only if at least this many training rows wait."""
     cron: str = ""
-    """When the schedule looks for waiting datasets: five crontab fields in local time, or empty for never."""
+    """When the schedule looks for waiting datasets: five crontab fields in local time, or empty for never.
+    Weekdays are 0 to 7, both of which are Sunday, or `sun` to `sat`."""
     lease_seconds: float = Field(default=30.0, gt=0)
     """A worker that has not been heard of for this long loses its round to the next one."""
     heartbeat_seconds: float = Field(default=5.0, gt=0)
@@ -177,7 +185,7 @@ class LearnerSettings(Settings):
     @classmethod
     def _crontab(cls, cron: str) -> str:
         if cron:
-            CronTrigger.from_crontab(cron)
+            trigger_of(cron)
         return cron
 
     @field_validator("heartbeat_seconds")
@@ -186,6 +194,30 @@ class LearnerSettings(Settings):
         if seconds > info.data.get("lease_seconds", math.inf) / 2:
             raise ValueError("at most half of LLACA_LEASE_SECONDS")
         return seconds
+
+
+def trigger_of(crontab: str, timezone: tzinfo | None = None) -> CronTrigger:
+    """Return when five crontab fields fire, in local time if no other is given; raise ValueError if they are none."""
+    fields = crontab.split()
+    # APScheduler counts weekdays from Monday and lets steps and ranges end there, so it is given the name of each day.
+    fields[4:5] = [",".join(map(_weekdays, field.split(","))) for field in fields[4:5]]
+    return CronTrigger.from_crontab(" ".join(fields), timezone)
+
+
+def _weekdays(part: str) -> str:
+    match = _DAYS.fullmatch(part)
+    if match is None:
+        raise ValueError(f"weekdays 0 to 7 or sun to sat, such as 1-5 or sat,sun; found {part!r}")
+    first, last, step = match["first"], match["last"], int(match["step"] or 1)
+    start = _number(first) if first else 0
+    end = _number(last) if last else start if first and not match["step"] else len(WEEKDAYS) - 1
+    if end < start:
+        end += len(WEEKDAYS)
+    return ",".join(WEEKDAYS[day % len(WEEKDAYS)] for day in range(start, end + 1, step))
+
+
+def _number(day: str) -> int:
+    return int(day) if day.isdigit() else WEEKDAYS.index(day.lower())
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +81,8 @@ class TrainingJob:
     """Training rows of each dataset learned before; the policy says how many of them it sees again."""
     max_rank: int = 64
     """Largest rank the server takes."""
+    max_tokens: int = sys.maxsize
+    """Longest row the server takes, in tokens; one that is only rehearsed may be longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,9 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     job, inherited = as_wanted(job, policy)
     set_seed(settings.seed)
     accelerator = Accelerator(mixed_precision="bf16")
+    # Before the model is loaded, which is in vain if the checkpoint is another round's.
+    checkpoints = Checkpoints(job.workspace / "checkpoints", identity_of(job))
+    found = checkpoints.latest()
 
     base, processor = load_base(job.base, accelerator.device)
     renderer = Renderer(processor, ends_of_turn(base, processor))
@@ -133,8 +139,6 @@ def train(job: TrainingJob, report: Report, should_stop: Callable[[], bool]) -> 
     # "Evaluation" adds mixed precision alone: gradients are added up by `processes`, which says why.
     model = accelerator.prepare_model(task.model, evaluation_mode=True)
 
-    checkpoints = Checkpoints(job.workspace / "checkpoints", identity_of(job))
-    found = checkpoints.latest()
     done, values = 0, dict[str, Any]()
     if found is not None:
         done, values = found.step, found.facts["values"]
@@ -215,7 +219,7 @@ def task_of(
 ) -> Task:
     """Prepare the rows and put the adapter on the base."""
     most_tokens = min(job.settings.row_max_tokens, context_of(base))
-    examples = prepare(job.rows, renderer, job.image, most_tokens)
+    examples = prepare(job.rows, renderer, job.image, min(most_tokens, job.max_tokens))
     earlier = [prepare(rows, renderer, job.image, most_tokens) for rows in job.earlier]
     if device.type == "cpu":
         longest = max(example.length for rows in (examples, *earlier) for example in rows)

@@ -39,6 +39,8 @@ MAX_DEPTH = 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff")
 CSV_LINE_MAX_BYTES = MEBIBYTE
+# For the whole process. The default of 131,072 characters is less than one picture in a line may have.
+csv.field_size_limit(CSV_LINE_MAX_BYTES)
 PARQUET_WORKER = Path(__file__).with_name("parquet_worker.py")
 PARQUET_MEMORY_BYTES = 2048 * MEBIBYTE
 PARQUET_CPU_SECONDS = 600

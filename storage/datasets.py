@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.audit import Audit
@@ -67,6 +68,18 @@ def ties(rows: Iterable[Iterable[str]]) -> list[str | None]:
     return [None if first is None else least(first) for first in firsts]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Rows that wait to be stored, with everything about them that does not depend on the database."""
+
+    rows: Sequence[Conversation]
+    sides: list[Split]
+    hashes: list[str]
+    sha256: str
+    images: list[tuple[int, str]]
+    """A row's position and a picture that it shows, each pair once."""
+
+
 class Datasets:
     """Every task anybody has taught or wants to teach."""
 
@@ -79,41 +92,58 @@ class Datasets:
         self, name: str, user_id: int, rows: Sequence[Conversation], *, approved_by: str | None = None
     ) -> Dataset:
         """Store a task; it is queued at once if `approved_by` names an admin, else it waits for one."""
-        sides = split(rows, self._holdout_share)
-        state = DatasetState.QUEUED if approved_by else DatasetState.PENDING
+        return self.add_prepared(name, user_id, self.prepare(rows), approved_by=approved_by)
+
+    def prepare(self, rows: Sequence[Conversation]) -> Prepared:
+        """Do the part of `add` that takes long and needs no lock: say on which side each row falls, and hash it."""
         hashes = [_sha256(row) for row in rows]
+        return Prepared(
+            rows=rows,
+            sides=split(rows, self._holdout_share),
+            hashes=hashes,
+            sha256=_sha256(hashes),
+            images=[(position, image) for position, row in enumerate(rows) for image in set(images_of(row))],
+        )
+
+    def add_prepared(
+        self, name: str, user_id: int, prepared: Prepared, *, approved_by: str | None = None
+    ) -> Dataset:
+        """Store a task as `add` does, holding the write lock for no longer than the rows take to be written."""
+        state = DatasetState.QUEUED if approved_by else DatasetState.PENDING
+        columns = (prepared.sides, prepared.hashes, prepared.rows)
         with self._database.writing():
             dataset_id = self._database.insert(
                 "datasets",
                 {
                     "name": name,
                     "user_id": user_id,
-                    "sha256": _sha256(hashes),
+                    "sha256": prepared.sha256,
                     "state": state,
-                    "train_rows": sides.count("train"),
-                    "holdout_rows": sides.count("holdout"),
+                    "train_rows": prepared.sides.count("train"),
+                    "holdout_rows": prepared.sides.count("holdout"),
                     "created_at": now(),
                     "approved_by": approved_by,
                 },
             )
-            for position, (row, side, sha256) in enumerate(zip(rows, sides, hashes, strict=True)):
-                row_id = self._database.insert(
-                    "rows",
-                    {
-                        "dataset_id": dataset_id,
-                        "position": position,
-                        "split": side,
-                        "sha256": sha256,
-                        "messages": json.dumps(row),
-                    },
-                )
-                for image in set(images_of(row)):
-                    self._database.insert("row_images", {"row_id": row_id, "sha256": image})
+            connection = self._database.tables.conn
+            # Read and written one by one: the rows of a large upload lie in a file and do not fit into memory.
+            connection.executemany(
+                "INSERT INTO rows (dataset_id, position, split, sha256, messages) VALUES (?, ?, ?, ?, ?)",
+                (
+                    (dataset_id, position, side, sha256, json.dumps(row))
+                    for position, (side, sha256, row) in enumerate(zip(*columns, strict=True))
+                ),
+            )
+            connection.executemany(
+                "INSERT INTO row_images (row_id, sha256)"
+                " SELECT id, ? FROM rows WHERE dataset_id = ? AND position = ?",
+                ((image, dataset_id, position) for position, image in prepared.images),
+            )
             self._audit.write(
                 approved_by or f"user {user_id}",
                 "dataset.add",
                 str(dataset_id),
-                {"name": name, "rows": len(rows)},
+                {"name": name, "rows": len(prepared.rows)},
             )
         return self.get(dataset_id)
 

@@ -820,7 +820,7 @@ class RowsTooLong(LlacaError, ValueError):
         super().__init__(
             f"{long} of {total} rows have more than {most} tokens; the longest, row {position} of dataset "
             f"{dataset_id}, has {tokens}. Shorten them or make their images fewer, or raise LLACA_ROW_MAX_TOKENS "
-            "if the model's context allows."
+            "and LLACA_MAX_MODEL_LEN, as far as the model's context allows."
         )
 
 

@@ -138,21 +138,20 @@ def _reject(store: Store, arrival: _Arrival, report: Report) -> Submission:
 def _accept(
     store: Store, arrival: _Arrival, upload: _Upload, title: str, approved_by: str | None
 ) -> Submission:
-    try:
+    with store.blobs.together() as put:
         for image in upload.images:
-            store.blobs.put(upload.clean.read(image), upload.media_types[image])
+            put(upload.clean.read(image), upload.media_types[image])
+        # Takes seconds for many rows, so it must be done before the write lock is held.
+        rows = store.datasets.prepare(upload.accepted)
         with store.database.writing():
             # The same file may have arrived twice at the same time.
             known = store.submissions.by_sha256(arrival.user.id, arrival.sha256)
             if known is not None:
                 return known
-            dataset = store.datasets.add(title, arrival.user.id, upload.accepted, approved_by=approved_by)
+            dataset = store.datasets.add_prepared(title, arrival.user.id, rows, approved_by=approved_by)
             if not dataset.holdout_rows:
                 upload.notes["nothing_held_out"] = dataset.train_rows
             return arrival.submission(store, upload.report(None), dataset.id)
-    except BaseException:
-        store.blobs.delete_unused(upload.images)
-        raise
 
 
 class _Upload:

@@ -30,6 +30,12 @@ def points_between(db: sqlite_utils.Database) -> None:
     _run(db, _POINTS_BETWEEN)
 
 
+@MIGRATIONS(name="0003_conversations_keep_their_number")
+def conversations_keep_their_number(db: sqlite_utils.Database) -> None:
+    """Never give the number of a deleted conversation to another: a page may still be writing to it."""
+    _run(db, _NUMBERED_ONCE)
+
+
 _PEOPLE = """
 CREATE TABLE users (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE,
@@ -163,4 +169,28 @@ CREATE TABLE messages (
   state TEXT NOT NULL CHECK (state IN ('complete', 'interrupted')), created_at TEXT NOT NULL,
   UNIQUE (conversation_id, position)
 ) STRICT
+"""
+
+# Messages first, because a conversation that is dropped takes its messages along.
+_NUMBERED_ONCE = """
+CREATE TABLE new_conversations (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id), title TEXT NOT NULL,
+  created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+) STRICT;
+INSERT INTO new_conversations SELECT id, user_id, title, created_at, updated_at FROM conversations;
+CREATE TABLE new_messages (
+  id INTEGER PRIMARY KEY,
+  conversation_id INTEGER NOT NULL REFERENCES new_conversations(id) ON DELETE CASCADE,
+  position INTEGER NOT NULL, role TEXT NOT NULL CHECK (role IN ('system', 'user', 'assistant')),
+  content TEXT NOT NULL, generation TEXT,
+  state TEXT NOT NULL CHECK (state IN ('complete', 'interrupted')), created_at TEXT NOT NULL,
+  UNIQUE (conversation_id, position)
+) STRICT;
+INSERT INTO new_messages
+  SELECT id, conversation_id, position, role, content, generation, state, created_at FROM messages;
+DROP TABLE messages;
+DROP TABLE conversations;
+ALTER TABLE new_conversations RENAME TO conversations;
+ALTER TABLE new_messages RENAME TO messages;
+CREATE INDEX conversations_user ON conversations(user_id, updated_at)
 """

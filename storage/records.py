@@ -5,12 +5,15 @@ Times are text written by `storage.clock.now`. Images appear in conversations by
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 ALIAS = "assistant"
+# 18 digits always fit into an integer of SQLite.
+_GENERATION_NAME = re.compile(rf"{ALIAS}@(0|[1-9][0-9]{{0,17}})")
 
 
 class Role(StrEnum):
@@ -141,6 +144,11 @@ def text_part(text: str) -> TextPart:
     return {"type": "text", "text": text}
 
 
+def whole_characters(text: str) -> str:
+    """Return text with question marks in place of half characters, which JSON can spell and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
+
+
 def image_part(sha256: str) -> ImagePart:
     """Wrap a stored image as a message part."""
     return {"type": "image", "sha256": sha256}
@@ -168,6 +176,12 @@ class Finding:
     fix: str = ""
     row: int | None = None
     field: str | None = None
+
+    def __post_init__(self) -> None:
+        """Write out as an escape what UTF-8 cannot hold: findings quote files, and JSON can spell half a character."""
+        for name in ("message", "field"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, text.encode(errors="backslashreplace").decode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,11 +379,8 @@ def generation_name(number: int) -> str:
 
 def generation_number(name: str) -> int | None:
     """Return the number in a served name, or None if the name is not one."""
-    alias, separator, number = name.partition("@")
-    canonical = (
-        alias == ALIAS and separator and number.isascii() and number.isdigit() and str(int(number)) == number
-    )
-    return int(number) if canonical else None
+    found = _GENERATION_NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,8 +131,13 @@ class Rounds:
     # -- for the worker ---------------------------------------------------------------------------------------
 
     def claim(self, worker: str, lease_seconds: float) -> Round | None:
-        """Take the next round that nobody works on, fresh or left by a dead worker; None if there is none."""
-        self._fail_poisoned()
+        """Take the next round that nobody works on, fresh or left by a dead worker; None if there is none.
+
+        If the last one has ended and left datasets for a later round, that is asked for first.
+        """
+        with self._database.writing():
+            self._fail_poisoned()
+            self._ask_for_the_rest()
         row = self._database.row(
             "UPDATE rounds SET state = 'preparing', lease = :lease, lease_until = :until, worker = :worker,"
             " attempts = attempts + 1, started_at = coalesce(started_at, :now)"
@@ -192,6 +197,14 @@ class Rounds:
                 )
             self._event(round_id, LEFT, reason, {"datasets": list(dataset_ids)})
 
+    def restart(self, round_id: int, lease: str, reason: str) -> None:
+        """Note that training begins again, and forget what was measured of it; there may be fewer steps this time."""
+        with self._database.writing():
+            self._held(round_id, lease)
+            self._database.run("DELETE FROM metrics WHERE round_id = ?", [round_id])
+            self._database.run("UPDATE rounds SET step = 0, steps = 0 WHERE id = ?", [round_id])
+            self._event(round_id, "restarted", reason, level="warning")
+
     def set_verdict(self, round_id: int, lease: str, verdict: dict[str, Any]) -> None:
         """Store what the gate decided and on what grounds."""
         with self._database.writing():
@@ -243,7 +256,8 @@ class Rounds:
         with self._database.writing():
             self._held(round_id, lease)
             self._database.run(
-                "UPDATE rounds SET lease_until = ?, attempts = attempts - ? WHERE id = ?",
+                # Without its lease, so that a heartbeat which comes after this renews nothing.
+                "UPDATE rounds SET lease = NULL, lease_until = ?, attempts = attempts - ? WHERE id = ?",
                 [now(-1), 0 if counts else 1, round_id],
             )
             self._event(round_id, "released", reason, level="warning")
@@ -257,16 +271,33 @@ class Rounds:
         return found
 
     def _fail_poisoned(self) -> None:
-        with self._database.writing():
-            poisoned = self._database.rows(
-                f"SELECT id, cancel_requested FROM rounds WHERE state IN ({_ACTIVE})"
-                " AND lease_until < ? AND attempts >= ?",
-                [now(), MAX_ATTEMPTS],
-            )
-            for row in poisoned:
-                error = f"its worker died {MAX_ATTEMPTS} times; see the learner's log"
-                state = RoundState.CANCELLED if row["cancel_requested"] else RoundState.FAILED
-                self._end(row["id"], state, error, error)
+        poisoned = self._database.rows(
+            f"SELECT id, cancel_requested FROM rounds WHERE state IN ({_ACTIVE})"
+            " AND lease_until < ? AND attempts >= ?",
+            [now(), MAX_ATTEMPTS],
+        )
+        for row in poisoned:
+            error = f"its worker died {MAX_ATTEMPTS} times; see the learner's log"
+            state = RoundState.CANCELLED if row["cancel_requested"] else RoundState.FAILED
+            self._end(row["id"], state, error, error)
+
+    def _ask_for_the_rest(self) -> None:
+        """Ask for a round like the newest one over what it has left, unless it is unfinished or somebody stopped it.
+
+        Not where rounds end: then each way to end would have to, and a worker that dies just after it would not.
+        """
+        for last in self.list(1):
+            if last.state.ended and last.state is not RoundState.CANCELLED and self._has_left_queued(last.id):
+                self.enqueue(last.requested_by, last.policy, last.settings)
+
+    def _has_left_queued(self, round_id: int) -> bool:
+        found = self._database.row(
+            "SELECT 1 FROM events, json_each(events.data, '$.datasets') AS named"
+            " JOIN datasets ON datasets.id = named.value"
+            " WHERE round_id = ? AND kind = ? AND state = 'queued'",
+            [round_id, LEFT],
+        )
+        return found is not None
 
     def _end(self, round_id: int, state: RoundState, error: str | None, message: str) -> None:
         self._database.run(

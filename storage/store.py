@@ -63,9 +63,13 @@ class Store:
         return self.data_dir / "tmp"
 
     def clear_temporary(self) -> None:
-        """Remove what processes that were killed have left in the temporary directory; only while none is running."""
+        """Remove what killed processes have left in the temporary directory, and stored pictures that nothing uses.
+
+        Only while none is running.
+        """
         shutil.rmtree(self.temporary())
         self.temporary().mkdir()
+        self.blobs.sweep()
 
     def close(self) -> None:
         """Close every connection."""

@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.errors import BadField, TooLarge, UnknownModelName
 from storage.images import check_image
-from storage.records import ALIAS, ChatMessage, Conversation, Part, generation_number, image_part, text_part
+from storage.records import (
+    ALIAS,
+    ChatMessage,
+    Conversation,
+    Part,
+    generation_number,
+    image_part,
+    text_part,
+    whole_characters,
+)
 from storage.settings import StorageSettings
 
 DATA_URL = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,")
@@ -250,7 +259,7 @@ def _turn(position: int, message: Message, images: InlineImages, settings: Stora
     content: list[Part] = []
     for number, part in enumerate(message.content):
         if part.type == "text":
-            content.append(text_part(part.text))
+            content.append(text_part(whole_characters(part.text)))
         else:
             data = _decode(f"messages[{position}].content[{number}].image_url.url", part.image_url.url)
             content.append(image_part(images.put(check_image(data, settings).data)))

@@ -65,6 +65,9 @@ OUTWARD: dict[type[LlacaError], str] = {
 """What strangers read instead of sentences that name our servers' addresses."""
 
 
+UNPLANNED = "The server failed; its log says more."
+
+
 def status_of(error: type[LlacaError]) -> int:
     """Return the HTTP status of a kind of error."""
     return next((STATUS[cls] for cls in error.__mro__ if cls in STATUS), 500)
@@ -95,6 +98,11 @@ def error_response(error: LlacaError) -> Response:
     if status_of(type(error)) == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body_of(error), status_code=status_of(type(error)), headers=headers)
+
+
+def unplanned_response() -> Response:
+    """Return the response for an error that nobody planned."""
+    return JSONResponse(error_body(UNPLANNED, status=500, code="internal_error"), status_code=500)
 
 
 def field_error(problem: dict[str, Any]) -> BadField | UnknownField:
@@ -137,8 +145,3 @@ def install(app: FastAPI) -> None:
     async def other(request: Request, error: HTTPException) -> Response:
         body = error_body(str(error.detail), status=error.status_code, code="http_error")
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def unplanned(request: Request, error: Exception) -> Response:
-        body = error_body("The server failed; its log says more.", status=500, code="internal_error")
-        return JSONResponse(body, status_code=500)

@@ -5,6 +5,7 @@ The uploaded file itself is not kept, so there is no route for its content.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ from fastapi.responses import JSONResponse, Response
 from app.api.context import Context, CurrentUser, InContext
 from app.api.errors import error_body
 from app.api.models import unix
-from storage.errors import BadField, TooManyRequests, UnknownSubmission
+from app.limits import UPLOADS
+from storage.errors import BadField, UnknownSubmission
 from storage.intake import receive
 from storage.records import Role, Submission, SubmissionState, User
 
@@ -24,6 +26,8 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 PURPOSE = "fine-tune"
 ID_PREFIX = "file-"
+# 18 digits always fit into an integer of SQLite.
+FILE_ID = re.compile(rf"(?:{ID_PREFIX})?([0-9]{{1,18}})")
 
 
 def file_object(context: Context, submission: Submission) -> dict[str, Any]:
@@ -49,10 +53,10 @@ def file_object(context: Context, submission: Submission) -> dict[str, Any]:
 
 
 def _own(context: Context, user: User, file_id: str) -> Submission:
-    number = file_id.removeprefix(ID_PREFIX)
-    if not (number.isascii() and number.isdigit()):
+    found = FILE_ID.fullmatch(file_id)
+    if found is None:
         raise UnknownSubmission(file_id)
-    submission = context.store.submissions.get(int(number))
+    submission = context.store.submissions.get(int(found[1]))
     if submission.user_id != user.id and not user.role.allows(Role.ADMIN):
         raise UnknownSubmission(file_id)
     return submission
@@ -72,7 +76,7 @@ def upload(
     """
     if purpose != PURPOSE:
         raise BadField("purpose", purpose, PURPOSE)
-    _count_upload(context, user)
+    context.uploads.spend(str(user.id), UPLOADS)
     with tempfile.TemporaryDirectory(dir=context.store.temporary()) as directory:
         path = Path(directory) / "upload"
         with path.open("wb") as target:
@@ -89,13 +93,6 @@ def upload(
     return JSONResponse(
         error_body(message, status=400, code=first.code, param="file") | {"file": described}, 400
     )
-
-
-def _count_upload(context: Context, user: User) -> None:
-    key = str(user.id)
-    if (wait := context.uploads.wait(key)) > 0:
-        raise TooManyRequests("uploads per minute", context.settings.uploads_per_minute, int(wait) + 1)
-    context.uploads.take(key)
 
 
 @router.get("")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.api.context import CurrentUser, InContext
 from storage.records import Generation, Round, generation_name
@@ -25,15 +26,24 @@ class RoundRequest(BaseModel):
     settings: dict[str, Any] = Field(default={}, max_length=100)
     """Learner settings of this round alone, by name; the learner refuses what it does not know."""
 
+    @field_validator("settings")
+    @classmethod
+    def _can_be_shown(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(settings, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ValueError(f"finite numbers and whole characters ({error})") from error
+        return settings
+
 
 class RollbackRequest(BaseModel):
     """The body of POST /v1/generations/rollback; it may be left out."""
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
-    to: int | None = Field(default=None, ge=0)
+    to: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """An earlier generation that has served; without it the champion's parent."""
-    expected: int | None = Field(default=None, ge=0)
+    expected: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """Roll back only if this generation serves now; else 409."""
 
 

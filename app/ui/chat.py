@@ -7,7 +7,8 @@ it again), and every step asks the store whether that conversation is the visito
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,24 @@ import gradio as gr
 from app.chat import Upstream, reply
 from app.settings import AppSettings
 from app.ui.history import ON_CLICK, history
+from app.ui.inert_markdown import typed
 from app.ui.markup import notice
 from app.ui.panel import panel
 from app.ui.replies import Replies
-from app.ui.transcript import answer, conversation, last_question, transcript, typed
+from app.ui.transcript import answer, conversation, last_question, transcript
 from app.ui.visitor import plainly, visitor
 from storage.errors import LlacaError, TooLarge, UnknownConversation
 from storage.images import check_image
-from storage.records import ImagePart, Part, User, generation_name, image_part, images_of, text_part
+from storage.records import (
+    ImagePart,
+    Part,
+    User,
+    generation_name,
+    image_part,
+    images_of,
+    text_part,
+    whole_characters,
+)
 from storage.store import Store
 
 Draft = dict[str, Any]
@@ -128,22 +139,22 @@ class ChatTab:
         """Clear the window; the conversation begins to exist with its first message."""
         return self._nothing_open(visitor(self._store, request))
 
-    @plainly()
-    def manage(self, current: float | None, event: gr.EventData, request: gr.Request) -> Update:
+    async def manage(self, current: float | None, event: gr.EventData, request: gr.Request) -> Update:
         """Open, rename or delete a conversation of the list."""
-        user = visitor(self._store, request)
-        chosen, showing = int(event.id), int(current) if current else None
-        if event.act == "open":
-            return self._opened(user, chosen)
-        if event.act == "rename":
-            self._store.conversations.rename(chosen, user.id, str(event.title))
-        if event.act == "delete":
-            self._delete(user, chosen)
-        if event.act == "delete" and chosen == showing:
-            return self._nothing_open(user)
-        return self._opened(user, showing) if showing else self._nothing_open(user)
+        with plainly():
+            user = visitor(self._store, request)
+            chosen, showing = int(event.id), int(current) if current else None
+            if event.act == "open":
+                return self._opened(user, chosen)
+            if event.act == "rename":
+                self._store.conversations.rename(chosen, user.id, str(event.title))
+            if event.act == "delete":
+                await self._delete(user, chosen)
+            if event.act == "delete" and chosen == showing:
+                return self._nothing_open(user)
+            return self._opened(user, showing) if showing else self._nothing_open(user)
 
-    async def send(self, draft: Draft, current: float | None, request: gr.Request) -> AsyncIterator[Update]:
+    async def send(self, draft: Draft, current: float | None, request: gr.Request) -> AsyncGenerator[Update]:
         """Keep what was typed and attached, then stream the answer; what cannot be sent stays in the box."""
         with plainly():
             user = visitor(self._store, request)
@@ -152,39 +163,55 @@ class ChatTab:
             if not parts:
                 yield _only(notice="")
                 return
-            opened = await asyncio.to_thread(self._keep, user, int(current) if current else None, parts)
+            opened = await asyncio.to_thread(self._open_for, user, current)
+            with self._replies.turn(opened):
+                await asyncio.to_thread(self._store.conversations.append, opened, user.id, "user", parts)
+                async with aclosing(self._answer(user, opened, clear=True)) as updates:
+                    async for update in updates:
+                        yield update
         except LlacaError as error:
             yield _only(notice=notice(str(error)))
-            return
-        for file in draft["files"]:
-            Path(file).unlink(missing_ok=True)
-        async for update in self._answer(user, opened, clear=True):
-            yield update
 
-    async def retry(self, current: float, request: gr.Request) -> AsyncIterator[Update]:
+    async def retry(self, current: float, request: gr.Request) -> AsyncGenerator[Update]:
         """Forget the last answer, if there is one, and write another."""
         with plainly():
             user = visitor(self._store, request)
-            asked = last_question(self._store.conversations.messages(int(current), user.id))
-        if asked is not None:
-            self._store.conversations.drop_from(int(current), user.id, asked.position + 1)
-            async for update in self._answer(user, int(current)):
-                yield update
+            opened = self._store.conversations.get(int(current), user.id).id
+        try:
+            with self._replies.turn(opened):
+                asked = last_question(self._store.conversations.messages(opened, user.id))
+                if asked is None:
+                    return
+                self._store.conversations.drop_from(opened, user.id, asked.position + 1)
+                async with aclosing(self._answer(user, opened)) as updates:
+                    async for update in updates:
+                        yield update
+        except LlacaError as error:
+            yield _only(notice=notice(str(error)))
 
-    async def edit(self, current: float, event: gr.EditData, request: gr.Request) -> AsyncIterator[Update]:
+    async def edit(self, current: float, event: gr.EditData, request: gr.Request) -> AsyncGenerator[Update]:
         """Put other words in place of an earlier question, forget what followed, and answer again."""
         with plainly():
             user = visitor(self._store, request)
-            messages = self._store.conversations.messages(int(current), user.id)
-        if not isinstance(event.index, int) or event.index >= len(messages):
-            return
-        asked, words = messages[event.index], typed(str(event.value)).strip()
-        if asked.role == "user" and words:
-            pictures = [part for part in asked.content if part["type"] == "image"]
-            self._store.conversations.drop_from(int(current), user.id, asked.position)
-            self._store.conversations.append(int(current), user.id, "user", [*pictures, text_part(words)])
-            async for update in self._answer(user, int(current)):
-                yield update
+            opened = self._store.conversations.get(int(current), user.id).id
+        words = typed(whole_characters(str(event.value))).strip()
+        try:
+            self._check_length(words)
+            with self._replies.turn(opened):
+                messages = self._store.conversations.messages(opened, user.id)
+                if not isinstance(event.index, int) or not 0 <= event.index < len(messages):
+                    return
+                asked = messages[event.index]
+                if asked.role != "user" or not words:
+                    return
+                pictures = [part for part in asked.content if part["type"] == "image"]
+                self._store.conversations.drop_from(opened, user.id, asked.position)
+                self._store.conversations.append(opened, user.id, "user", [*pictures, text_part(words)])
+                async with aclosing(self._answer(user, opened)) as updates:
+                    async for update in updates:
+                        yield update
+        except LlacaError as error:
+            yield _only(notice=notice(str(error)))
 
     async def stop(self, current: float, request: gr.Request) -> None:
         """Break off the answer; the handler that streams it shows what is left of it."""
@@ -192,29 +219,28 @@ class ChatTab:
             info = self._store.conversations.get(int(current), visitor(self._store, request).id)
         await self._replies.stop(info.id)
 
-    @plainly()
-    def undo(self, current: float, request: gr.Request) -> Update:
+    async def undo(self, current: float, request: gr.Request) -> Update:
         """Take the last question back into the text box, words and pictures, to be changed and sent again."""
-        user = visitor(self._store, request)
-        asked = last_question(self._store.conversations.messages(int(current), user.id))
-        if asked is None:
-            return self._opened(user, int(current))
-        self._store.conversations.drop_from(int(current), user.id, asked.position)
-        words = "\n".join(part["text"] for part in asked.content if part["type"] == "text")
-        files = [self._as_file(part) for part in asked.content if part["type"] == "image"]
-        window, _, *rest = self._opened(user, int(current))
-        return (window, gr.MultimodalTextbox(value={"text": words, "files": files}), *rest)
+        with plainly():
+            user = visitor(self._store, request)
+            info = self._store.conversations.get(int(current), user.id)
+            # It may be being answered, for another tab; what was written by then goes with its question.
+            await self._replies.stop(info.id)
+            asked = last_question(self._store.conversations.messages(info.id, user.id))
+            if asked is None:
+                return self._opened(user, info.id)
+            self._store.conversations.drop_from(info.id, user.id, asked.position)
+            words = "\n".join(part["text"] for part in asked.content if part["type"] == "text")
+            files = [self._as_file(part) for part in asked.content if part["type"] == "image"]
+            window, _, *rest = self._opened(user, info.id)
+            return (window, gr.MultimodalTextbox(value={"text": words, "files": files}), *rest)
 
     # -- how it is done ---------------------------------------------------------------------------------------
 
-    async def _answer(self, user: User, current: int, *, clear: bool = False) -> AsyncIterator[Update]:
+    async def _answer(self, user: User, current: int, *, clear: bool = False) -> AsyncGenerator[Update]:
         """Stream the answer to a conversation that ends with a question."""
         messages = self._store.conversations.messages(current, user.id)
-        try:
-            writing = self._replies.begin(user, current, conversation(messages, self._max_images))
-        except LlacaError as error:
-            yield _only(notice=notice(str(error)))
-            return
+        writing = self._replies.begin(user, current, conversation(messages, self._max_images))
         asked = transcript(messages)
         champion = generation_name(self._store.generations.champion())
         buttons: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
@@ -227,29 +253,38 @@ class ChatTab:
         finally:
             # The reader may have left: Gradio then closes this generator in the middle, and nobody needs the rest.
             await writing.stop()
-        window, _, *rest = self._opened(user, current)
-        rest[2] = notice(writing.problem)
-        yield (window, gr.MultimodalTextbox(submit_btn=True, stop_btn=False), *rest)
+        try:
+            shown = self._opened(user, current)
+        except UnknownConversation:  # deleted meanwhile, in another tab
+            shown = self._nothing_open(user)
+        window, box, opened, conversations, _, again = shown
+        yield window, box, opened, conversations, notice(writing.problem), again
 
     def _parts(self, draft: Draft) -> list[Part]:
         """Return what was typed and attached as message parts; pictures are cleaned and stored. Raises LlacaError."""
         if len(draft["files"]) > self._max_images:
             raise TooLarge("The message", self._max_images, "pictures")
-        if len(draft["text"]) > self._settings.text_max_chars:
-            raise TooLarge("The message", self._settings.text_max_chars, "characters")
-        words = draft["text"].strip()
+        self._check_length(draft["text"])
+        words = whole_characters(draft["text"]).strip()
         return [*map(self._stored_picture, draft["files"]), *([text_part(words)] if words else [])]
 
+    def _open_for(self, user: User, current: float | None) -> int:
+        conversations = self._store.conversations
+        return (conversations.get(int(current), user.id) if current else conversations.create(user.id)).id
+
+    def _check_length(self, text: str) -> None:
+        if len(text) > self._settings.text_max_chars:
+            raise TooLarge("The message", self._settings.text_max_chars, "characters")
+
     def _stored_picture(self, file: str) -> ImagePart:
+        # The file stays: Gradio names it for its content, so that the same picture in another draft is this very file.
+        # It goes with what was attached and never sent.
         clean = check_image(Path(file).read_bytes(), self._store.settings)
         return image_part(self._store.blobs.put(clean.data, clean.media_type))
 
-    def _keep(self, user: User, current: int | None, parts: list[Part]) -> int:
-        opened = current or self._store.conversations.create(user.id).id
-        self._store.conversations.append(opened, user.id, "user", parts)
-        return opened
-
-    def _delete(self, user: User, chosen: int) -> None:
+    async def _delete(self, user: User, chosen: int) -> None:
+        self._store.conversations.get(chosen, user.id)
+        await self._replies.stop(chosen)
         messages = self._store.conversations.messages(chosen, user.id)
         pictures = images_of([{"role": message.role, "content": message.content} for message in messages])
         self._store.conversations.delete(chosen, user.id)

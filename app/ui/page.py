@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.chat import Upstream
+from app.limits import Rate
 from app.settings import AppSettings
 from app.ui.chat import ChatTab
 from app.ui.markup import chip
@@ -35,7 +36,7 @@ EVENTS_WAITING = 500
 class Page:
     """Header and tabs."""
 
-    def __init__(self, store: Store, upstream: Upstream, settings: AppSettings) -> None:
+    def __init__(self, store: Store, upstream: Upstream, settings: AppSettings, uploads: Rate) -> None:
         self._store = store
         with SealedBlocks(
             title="LLaCA assistant", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS
@@ -45,7 +46,7 @@ class Page:
                 with gr.Tab("Chat", id="chat", elem_id="tab-chat") as self._chat_tab:
                     chat = ChatTab(store, upstream, settings)
                 with gr.Tab("Teach", id="teach", elem_id="tab-teach", visible=False) as self._teach_tab:
-                    teach = TeachTab(store)
+                    teach = TeachTab(store, uploads)
                 with gr.Tab("Rounds", id="rounds", elem_id="tab-rounds", visible=False) as self._rounds_tab:
                     rounds = RoundsTab(store)
                 with gr.Tab("People", id="people", elem_id="tab-people", visible=False) as self._people_tab:
@@ -97,6 +98,6 @@ _MARK = (
 )
 
 
-def build(store: Store, upstream: Upstream, settings: AppSettings) -> gr.Blocks:
-    """Return the page; mount it with `LOOK`."""
-    return Page(store, upstream, settings).blocks
+def build(store: Store, upstream: Upstream, settings: AppSettings, uploads: Rate) -> gr.Blocks:
+    """Return the page; mount it with `LOOK`. Its uploads count with those of the API."""
+    return Page(store, upstream, settings, uploads).blocks

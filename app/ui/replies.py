@@ -6,9 +6,12 @@ app/chat.py keeps what was written, whole or interrupted; here is only what a re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
+import structlog
+
+from app.api.errors import UNPLANNED
 from app.chat import Chunk
 from storage.errors import LlacaError, WrongState
 from storage.records import Conversation, User
@@ -17,6 +20,8 @@ Write = Callable[[User, Conversation, int], AsyncGenerator[Chunk]]
 """Starts the answer to a user's conversation, to be kept under the conversation's id."""
 SECONDS_BETWEEN_LOOKS = 0.05
 """The page gets at most 20 updates a second, however fast the tokens come."""
+
+log = structlog.get_logger()
 
 
 class Reply:
@@ -41,8 +46,6 @@ class Reply:
                 length = len(self.text)
                 yield
             await asyncio.wait([self.task], timeout=SECONDS_BETWEEN_LOOKS)
-        if not self.task.cancelled():
-            self.task.result()
 
     async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
         try:
@@ -52,6 +55,10 @@ class Reply:
                     self.generation = chunk.generation
         except LlacaError as error:
             self.problem = str(error)
+        except Exception:
+            # Whoever watches is told, and can ask again; a page whose answer just broke off could not.
+            log.exception("reply failed")
+            self.problem = UNPLANNED
 
 
 class Replies:
@@ -60,11 +67,24 @@ class Replies:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._running: dict[int, Reply] = {}
+        self._turns: set[int] = set()
+
+    @contextmanager
+    def turn(self, conversation_id: int) -> Iterator[None]:
+        """Keep a conversation for one question and its answer; raises WrongState while another one is at it.
+
+        Taken before the question is stored: the same conversation may be open in a second tab.
+        """
+        if conversation_id in self._turns or conversation_id in self._running:
+            raise WrongState("The last answer", "still being written", ["finished or stopped"])
+        self._turns.add(conversation_id)
+        try:
+            yield
+        finally:
+            self._turns.remove(conversation_id)
 
     def begin(self, user: User, conversation_id: int, turns: Conversation) -> Reply:
-        """Start answering; raises WrongState while the conversation's last answer is still being written."""
-        if conversation_id in self._running:
-            raise WrongState("The last answer", "still being written", ["finished or stopped"])
+        """Start answering, in the conversation's turn."""
         reply = Reply(self._write(user, turns, conversation_id))
         self._running[conversation_id] = reply
         reply.task.add_done_callback(lambda _: self._running.pop(conversation_id))

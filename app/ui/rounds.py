@@ -54,8 +54,9 @@ class RoundsTab:
                     self._events = panel(name="events")
         panel('<h3 class="section">Accuracy matrix</h3>')
         self._matrix = panel(name="matrix")
-        self._chosen = gr.Number(visible=False, precision=0)
-        self._seen = gr.Textbox(visible=False)
+        # Kept on the server, so that a look which the page sends while it still draws a choice knows of it.
+        self._chosen = gr.State(None)
+        self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS_BETWEEN_LOOKS, active=False)
 
     @property
@@ -92,18 +93,18 @@ class RoundsTab:
     # -- what people do ---------------------------------------------------------------------------------------
 
     @plainly()
-    def look(self, chosen: float | None, request: gr.Request) -> Update:
+    def look(self, chosen: int | None, request: gr.Request) -> Update:
         """Show the chosen round, or the newest one."""
         return self._view(visitor(self._store, request, Role.CONTRIBUTOR), chosen)
 
     @plainly()
-    def look_again(self, chosen: float | None, seen: str, request: gr.Request) -> Update:
+    def look_again(self, chosen: int | None, seen: str, request: gr.Request) -> Update:
         """Show the round anew if anything happened since; drawing the same again would only flicker."""
         user = visitor(self._store, request, Role.CONTRIBUTOR)
         if self._fingerprint(chosen) == seen:
             return tuple(gr.skip() for _ in self.shows)
         *view, newest, seen, timer = self._view(user, chosen)
-        # This may arrive after the view of a round that was chosen meanwhile. What is chosen stays chosen, and since
+        # This may end after the view of a round that was chosen meanwhile. What is chosen stays chosen, and since
         # `seen` does not fit it, the next look shows it again.
         return (*view, gr.skip() if chosen else newest, seen, timer)
 
@@ -128,7 +129,7 @@ class RoundsTab:
         return self._view(user, int(event.id))
 
     @plainly()
-    def roll_back(self, chosen: float | None, request: gr.Request) -> Update:
+    def roll_back(self, chosen: int | None, request: gr.Request) -> Update:
         """Let the generation before the champion serve again; it is still loaded, so this takes effect at once."""
         user = visitor(self._store, request, Role.ADMIN)
         serving = self._store.generations.roll_back(user.name)
@@ -140,7 +141,7 @@ class RoundsTab:
 
     # -- what is shown ----------------------------------------------------------------------------------------
 
-    def _view(self, user: User, chosen: float | None) -> Update:
+    def _view(self, user: User, chosen: int | None) -> Update:
         rounds = self._store.rounds.list()
         found = next((r for r in rounds if r.id == chosen), rounds[0] if rounds else None)
         seen = self._fingerprint(chosen)
@@ -238,7 +239,7 @@ class RoundsTab:
             )
         return heat_map(matrix, names, champion) + note
 
-    def _fingerprint(self, chosen: float | None) -> str:
+    def _fingerprint(self, chosen: int | None) -> str:
         """Return a text that changes whenever what the tab shows has changed."""
         rounds = self._store.rounds.list(1)
         watched = {*(found.id for found in rounds), *([int(chosen)] if chosen else [])}

@@ -10,13 +10,14 @@ from typing import Any
 
 import gradio as gr
 
+from app.limits import UPLOADS, Rate
 from app.ui.dataset_view import Fate, fates, preview, report_html
 from app.ui.markup import ON_CLICK
 from app.ui.panel import panel
 from app.ui.visitor import plainly, visitor
 from storage.errors import BadField, UnknownDataset
 from storage.intake import receive
-from storage.records import Dataset, Role, RoundState, User, generation_name
+from storage.records import Dataset, Role, User
 from storage.store import Store
 
 FILE_TYPES = [".zip", ".tar", ".gz", ".tgz", ".json", ".jsonl", ".csv", ".parquet"]
@@ -32,8 +33,9 @@ Update = tuple[Any, ...]
 class TeachTab:
     """The tab's components and what happens in them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, uploads: Rate) -> None:
         self._store = store
+        self._uploads = uploads
         self._build()
 
     def _build(self) -> None:
@@ -84,8 +86,12 @@ class TeachTab:
         user = visitor(self._store, request, Role.CONTRIBUTOR)
         if file is None:
             raise BadField("File", None, f"one of {', '.join(FILE_TYPES)}; drop it into the box first")
-        approved_by = user.name if user.role.allows(Role.ADMIN) else None
         upload = Path(file)
+        if not upload.exists():
+            # Gradio names it for its content, so a submission of the same file has taken it along.
+            raise BadField("File", upload.name, "a file that is still here; drop it into the box again")
+        self._uploads.spend(str(user.id), UPLOADS)
+        approved_by = user.name if user.role.allows(Role.ADMIN) else None
         submission = receive(
             self._store,
             user,
@@ -94,7 +100,7 @@ class TeachTab:
             name=name.strip()[:NAME_MOST] or None,
             approved_by=approved_by,
         )
-        upload.unlink()
+        upload.unlink(missing_ok=True)
         dataset = (
             self._store.datasets.get(submission.dataset_id) if submission.dataset_id is not None else None
         )
@@ -143,9 +149,10 @@ class TeachTab:
         return fates(found, acts=admin)
 
     def _learned_by(self) -> dict[int, str]:
+        """Return, of what the champion knows, which of its ancestors learned it last."""
+        generations = self._store.generations
         return {
-            dataset_id: generation_name(found.candidate)
-            for found in self._store.rounds.list()
-            if found.state is RoundState.PROMOTED and found.candidate is not None
-            for dataset_id in self._store.rounds.dataset_ids(found.id)
+            dataset_id: found.name
+            for found in reversed(generations.lineage(generations.champion()))
+            for dataset_id in self._store.rounds.dataset_ids(found.round_id)
         }

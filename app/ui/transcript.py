@@ -1,43 +1,18 @@
-"""Stored messages as the chat window shows them, and as the model reads them. Pure; knows no Gradio component but HTML.
-
-What people and models write is Markdown without HTML: tags and pictures in it are shown as the characters they are,
-so an answer can neither draw something that looks like our page nor load anything from elsewhere.
-"""
+"""Stored messages as the chat window shows them, and as the model reads them. Knows no Gradio component but HTML."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
+from app.ui.inert_markdown import shown
 from app.ui.markup import picture
 from storage.records import Conversation, Part, StoredMessage, text_of, text_part
 
-# Inside code Markdown shows every character as it is, so only what stands outside may be touched.
-_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)|&(?=#?\w+;)")
-_ENTITIES = {"<": "&lt;", "!": "&#33;", "&": "&amp;"}
-_CHARACTERS = {entity: character for character, entity in _ENTITIES.items()}
-_WRITTEN = re.compile("|".join(_CHARACTERS))
 THINKING = '<span class="thinking" role="status" aria-label="The assistant is thinking"></span>'
 EARLIER_PICTURE = "[an earlier picture]"
-
-
-def shown(text: str) -> str:
-    """Return text as Markdown in which HTML tags, entities and pictures are inert."""
-    return _outside_code(text, lambda piece: _MARKUP.sub(lambda found: _ENTITIES[found[0]], piece))
-
-
-def typed(markdown: str) -> str:
-    """Return what `shown` was given."""
-    return _outside_code(markdown, lambda piece: _WRITTEN.sub(lambda found: _CHARACTERS[found[0]], piece))
-
-
-def _outside_code(text: str, change: Callable[[str], str]) -> str:
-    pieces = _CODE.split(text)
-    return "".join(piece if index % 2 else change(piece) for index, piece in enumerate(pieces))
 
 
 def transcript(messages: Sequence[StoredMessage]) -> list[dict[str, Any]]:

@@ -87,19 +87,24 @@ class Results:
         self.path = directory / FILE
 
     def add(self, measured: Round) -> None:
-        """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(measured), ensure_ascii=False) + "\n")
+        """Append a line, in the place of a half-written last one."""
+        line = json.dumps(asdict(measured), ensure_ascii=False) + "\n"
+        with self.path.open("ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode())
 
     def rounds(self) -> list[Round]:
         """Return all rounds; of one that was told twice the later one. A half-written last line is left out."""
         if not self.path.exists():
             return []
         found: dict[tuple[tuple[str, str, int], int], Round] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                measured = _round(json.loads(line))
-                found[measured.run, measured.number] = measured
+        # Bytes, since a half-written line may end within a character; only line feeds end a line, since JSON may hold
+        # what Unicode counts as others.
+        *lines, _ = self.path.read_bytes().split(b"\n")
+        for line in lines:
+            measured = _round(json.loads(line))
+            found[measured.run, measured.number] = measured
         return list(found.values())
 
     def of(self, method: str, order: str, seed: int) -> list[Round]:

@@ -92,15 +92,17 @@ def run(bench: Bench, method: Method, order: str, seed: int) -> None:
 
 
 def resumed(rounds: Sequence[Round], place: Path, beginning: Learned) -> tuple[Learned, int]:
-    """Return what earlier rounds of a run have left and the number of the next one; 0 if that is gone."""
-    if not rounds:
-        return beginning, 0
-    last = rounds[-1]
-    adapters = tuple(place / "adapters" / name for name in last.adapters)
-    if not last.is_last and not all(path.is_dir() for path in adapters):
-        return beginning, 0
-    codebook = None if last.codebook is None else Codebook.from_json(last.codebook)
-    return Learned(adapters=adapters, groups=tuple(last.groups), codebook=codebook), last.number + 1
+    """Return what the newest round of a run has left whose adapters are there, and the number of the next one.
+
+    Results travel without adapters: on another machine a run begins again and later goes on from what it told there.
+    """
+    for newest in reversed(rounds):
+        adapters = tuple(place / "adapters" / name for name in newest.adapters)
+        if newest.is_last or all(path.is_dir() for path in adapters):
+            codebook = None if newest.codebook is None else Codebook.from_json(newest.codebook)
+            learned = Learned(adapters=adapters, groups=tuple(newest.groups), codebook=codebook)
+            return learned, newest.number + 1
+    return beginning, 0
 
 
 def one_round(

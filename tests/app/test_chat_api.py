@@ -154,7 +154,20 @@ def test_a_body_that_is_no_request_is_refused(here: Place, body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["", "gpt-4", "../../x", "assistant@", "assistant@01", "assistant@99", "assistant@x"]
+    "model",
+    [
+        "",
+        "gpt-4",
+        "../../x",
+        "assistant@",
+        "assistant@01",
+        "assistant@99",
+        "assistant@x",
+        "assistant@\u00b2",
+        f"assistant@{2**63}",
+        "assistant@" + "9" * 5000,
+    ],
+    ids=lambda model: model[:40],
 )
 def test_an_unknown_model_never_reaches_vllm(here: Place, model: str) -> None:
     """A model that is neither the alias nor a generation kept loaded is 404, and vLLM hears nothing of it."""
@@ -315,6 +328,15 @@ def leave_whole(place_: Place) -> None:
     connection.request("POST", URL, json.dumps(LONG), headers)
     until(lambda: place_.fake.active)
     connection.close()
+
+
+def test_half_a_character_is_a_question_mark(here: Place) -> None:
+    """Text that JSON can spell and UTF-8 cannot is answered, and reaches the model as something it can read."""
+    with here.client(Role.CHAT) as client:
+        body = json.dumps(GOOD | {"messages": [{"role": "user", "content": "a \ud800 b"}]})
+        answer = client.post(URL, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+    assert here.fake.requests[-1]["messages"][-1]["content"] == [{"type": "text", "text": "a ? b"}]
 
 
 LONG = GOOD | {"max_tokens": 250}

@@ -50,10 +50,12 @@ def test_a_task_goes_from_file_to_round(store: Store, admin: User, task: Path) -
     assert [dataset["name"] for dataset in as_json("data", "list")] == ["numbers"]
     assert "numbers" in llaca("data", "list", "--state", "queued").stdout
     assert len(as_json("data", "show", 1, "--limit", 2)["rows"]) == 2
+    assert len(as_json("data", "show", 1, "--limit", 2**63)["rows"]) == 10
     assert "train_rows: 8" in llaca("data", "show", 1).stdout
     started = as_json("rounds", "run", "--policy", "ema")
     assert (started["state"], started["policy"]) == ("queued", "ema")
     assert [found["id"] for found in as_json("rounds", "list")] == [started["id"]]
+    assert len(as_json("rounds", "list", "--limit", 2**63)) == 1
     assert as_json("rounds", "show", started["id"])["datasets"] == [1]
     assert "queued: asked for by command line" in llaca("rounds", "show", started["id"]).stdout
     assert as_json("rounds", "cancel", started["id"])["state"] == "cancelled"
@@ -142,13 +144,14 @@ def test_links_use_the_public_address(monkeypatch: pytest.MonkeyPatch, admin: Us
         ["data", "add"],
         ["data", "add", "/no/such/file"],
         ["data", "show", "x"],
+        ["data", "show", "9" * 5000],
         ["data", "list", "--state", "lost"],
         ["rounds", "show"],
         ["rounds", "list", "--limit", "0"],
         ["users", "role", "ada", "king"],
         ["generations", "rollback", "--to", "-1"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:40],
 )
 def test_wrong_use_exits_2(arguments: list[str]) -> None:
     """A command, argument or option that does not exist or cannot be read is exit code 2 with a hint."""
@@ -158,7 +161,15 @@ def test_wrong_use_exits_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["data", "show", 9], ["rounds", "show", 9], ["data", "approve", 9]], ids=str
+    "arguments",
+    [
+        ["data", "show", 9],
+        ["data", "show", 2**63],
+        ["rounds", "show", 9],
+        ["rounds", "show", 2**63],
+        ["data", "approve", 9],
+    ],
+    ids=str,
 )
 def test_what_is_not_there_exits_1_with_a_sentence(arguments: list[object]) -> None:
     """A refusal is one sentence on stderr, no traceback, and nothing on stdout."""

@@ -86,6 +86,23 @@ def test_every_answer_carries_safe_headers(here: Place, path: str) -> None:
     assert "server" not in headers or headers["server"] == "uvicorn"
 
 
+def test_an_error_that_nobody_planned_is_answered_like_any_other(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is 500 in OpenAI's shape without its cause, with a request id and safe headers."""
+
+    def fail(limit: int) -> None:
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(here.store.rounds, "list", fail)
+    with here.client(Role.ADMIN) as client:
+        answer = client.get("/v1/rounds")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert len(answer.headers["x-request-id"]) == 16
+    assert answer.headers["x-frame-options"] == "DENY"
+
+
 def test_an_announced_body_that_is_too_large_is_not_read(here: Place) -> None:
     """413 comes at the headers when Content-Length says too much."""
     with here.client(Role.ADMIN) as client:

@@ -57,6 +57,28 @@ def test_a_file_that_cannot_be_used_is_400_with_its_report(here: Place, content:
         assert client.get(f"/v1/files/{body['file']['id']}").json()["status"] == "error"
 
 
+def test_half_a_character_in_a_file_breaks_no_list(here: Place) -> None:
+    """A key that UTF-8 cannot hold is reported as it was written, and everybody's lists go on working."""
+    with here.client(Role.CONTRIBUTOR) as contributor, here.client(Role.ADMIN) as admin:
+        answer = upload(contributor, rb'{"\ud800": 1, "\ud800": 2}')
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+        for client in (contributor, admin):
+            newest = client.get("/v1/files").json()["data"][0]
+            assert newest["report"]["findings"][-1]["field"] == r"\ud800"
+
+
+@pytest.mark.parametrize(
+    "settings", [r'{"\ud800": 1}', r'{"rank": "\ud800"}', '{"rank": NaN}', '{"rank": 1e400}']
+)
+def test_settings_that_could_not_be_shown_are_refused(here: Place, settings: str) -> None:
+    """Half characters and endless numbers, which JSON can spell, are 400 and store no round that breaks the list."""
+    with here.client(Role.ADMIN) as client:
+        body = f'{{"settings": {settings}}}'
+        answer = client.post("/v1/rounds", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "settings")
+        assert client.get("/v1/rounds").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("files", "data", "field"),
     [
@@ -96,10 +118,16 @@ def test_others_uploads_do_not_exist(here: Place) -> None:
     [
         ("GET", "/v1/files/file-99", "unknown_submission"),
         ("GET", "/v1/files/nonsense", "unknown_submission"),
+        ("GET", f"/v1/files/file-{2**63}", "unknown_submission"),
+        ("GET", f"/v1/files/file-{'9' * 5000}", "unknown_submission"),
         ("GET", "/v1/datasets/99", "unknown_dataset"),
+        ("GET", f"/v1/datasets/{2**63}", "unknown_dataset"),
         ("POST", "/v1/datasets/99/approve", "unknown_dataset"),
+        ("POST", f"/v1/datasets/{2**63}/approve", "unknown_dataset"),
         ("GET", "/v1/rounds/99", "unknown_round"),
+        ("GET", f"/v1/rounds/{2**63}", "unknown_round"),
         ("POST", "/v1/rounds/99/cancel", "unknown_round"),
+        ("POST", f"/v1/rounds/{2**63}/cancel", "unknown_round"),
     ],
 )
 def test_what_is_not_there_is_404(here: Place, method: str, path: str, code: str) -> None:
@@ -118,9 +146,13 @@ def test_what_is_not_there_is_404(here: Place, method: str, path: str, code: str
         ("POST", "/v1/rounds", {"when": "now"}, "when"),
         ("POST", "/v1/generations/rollback", {"to": -1}, "to"),
         ("POST", "/v1/generations/rollback", {"to": "1"}, "to"),
+        ("POST", "/v1/generations/rollback", {"to": 2**63}, "to"),
+        ("POST", "/v1/generations/rollback", {"expected": 2**63}, "expected"),
         ("POST", "/v1/generations/rollback", {"x": 1}, "x"),
         ("GET", "/v1/rounds?limit=0", None, "limit"),
         ("GET", "/v1/rounds/x", None, "round_id"),
+        ("GET", f"/v1/rounds/{'9' * 5000}", None, "round_id"),
+        ("GET", f"/v1/rounds/1?after_event={'9' * 5000}", None, "after_event"),
         ("GET", "/v1/datasets/x", None, "dataset_id"),
     ],
 )
@@ -148,6 +180,8 @@ def test_a_round_from_start_to_rollback(tmp_path: Path) -> None:
         assert [event["kind"] for event in shown["events"]][-1] == "promoted"
         later = client.get(f"/v1/rounds/{newest['id']}?after_event={shown['events'][0]['id']}").json()
         assert len(later["events"]) == len(shown["events"]) - 1
+        beyond = client.get(f"/v1/rounds/{newest['id']}?after_event={2**63}&after_step={2**63}").json()
+        assert (beyond["events"], beyond["metrics"]) == ([], [])
         assert "lease" not in shown
 
         listed = client.get("/v1/generations").json()
@@ -163,6 +197,7 @@ def test_a_round_from_start_to_rollback(tmp_path: Path) -> None:
             "datasets": [],
             "values": [],
         }
-        moved = client.post("/v1/generations/rollback", json={"expected": 7})
-        assert (moved.status_code, moved.json()["error"]["code"]) == (409, "alias_moved")
+        for expected in (7, 2**63 - 1):
+            moved = client.post("/v1/generations/rollback", json={"expected": expected})
+            assert (moved.status_code, moved.json()["error"]["code"]) == (409, "alias_moved")
         assert client.post("/v1/generations/rollback").json()["champion"] == "assistant@0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
@@ -26,6 +27,7 @@ from storage.store import Store
 from tests.app.places import promote, until
 from tests.fake_vllm import FakeVLLM
 from tests.serving.adapters import grouped
+from tests.serving.test_reconcile import promoted
 
 ASKED: Conversation = [{"role": "user", "content": [text_part("Hello")]}]
 
@@ -139,15 +141,27 @@ class SwappedMeanwhile(VLLM):
             yield delta
 
 
-async def test_a_champion_that_is_not_loaded_is_asked_for_twice(
+async def test_a_champion_that_cannot_be_loaded_is_asked_for_twice(
     store: Store, admin: User, upstream: Upstream, fake: FakeVLLM, tmp_path: Path
 ) -> None:
-    """After one second look the caller is told; the refusal is counted."""
+    """Its directory is gone: after one second look the caller is told; the refusal is counted."""
     del fake.adapters[promote(store, admin, fake, tmp_path)]
     with pytest.raises(UnknownModel):
         await whole(store, upstream, admin)
     assert len(fake.requests) == 2
     assert counted(upstream, "refused", "unknown_model") == 1
+
+
+async def test_after_a_roll_back_to_what_is_not_loaded_the_reply_comes_from_it(
+    store: Store, admin: User, upstream: Upstream, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    """Who chats in the seconds until the reconciler looks waits for the weights to be loaded, and gets no error."""
+    for seed in (1, 2, 3):
+        promoted(store, admin, tmp_path / str(seed), seed)
+    store.generations.roll_back(admin.name, to=1)
+    replies = await asyncio.gather(*(whole(store, upstream, admin, max_tokens=3) for _ in range(3)))
+    assert {chunk.generation for chunks in replies for chunk in chunks} == {"assistant@1"}
+    assert fake.calls == [("load", "assistant@1")]
 
 
 async def test_with_instruction_groups_the_question_chooses_the_adapter(

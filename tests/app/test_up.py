@@ -104,6 +104,19 @@ def test_a_port_in_use_is_said_before_anything_starts(store: Store, monkeypatch:
     assert "in use" in done.stderr
 
 
+def test_a_port_in_use_leaves_temporary_files_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds the port may be in the middle of an upload, so nothing of it is cleared away."""
+    arriving = store.temporary() / "upload"
+    arriving.write_bytes(b"half of a file")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("LLACA_DATA_DIR", str(store.data_dir))
+        monkeypatch.setenv("LLACA_PORT", str(taken.getsockname()[1]))
+        assert CliRunner().invoke(cli, ["up"]).exit_code == 1
+    assert arriving.read_bytes() == b"half of a file"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from benchmarks.continual.__main__ import main
 from benchmarks.continual.protocol import method
 from benchmarks.continual.report import report
 from benchmarks.continual.results import BASE, Cell, Cost, Results, Round
+from benchmarks.continual.run import resumed
 from benchmarks.continual.summary import finished
 from benchmarks.continual.tables import by_order
+from benchmarks.continual.teacher import Learned
 
 TASKS = "count,chart"
 ONE_ADAPTER = "sequential,ema:ema_decay=0.5"
@@ -237,6 +240,50 @@ def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
     with results.path.open("a", encoding="utf-8") as file:
         file.write('{"method": "go')
     assert [one.number for one in results.rounds()] == [0]
+
+
+def test_a_round_after_a_half_written_line_is_kept(tmp_path: Path) -> None:
+    """What a crash has left, cut in the middle of a character perhaps, is replaced by the next round."""
+    results = Results(tmp_path)
+    first, second = rounds_of("good", 0, 65)
+    results.add(first)
+    with results.path.open("ab") as file:
+        file.write('{"method": "gö'.encode()[:-1])
+    assert results.rounds() == [first]
+    results.add(second)
+    assert results.rounds() == [first, second]
+
+
+def test_an_answer_may_hold_any_separator(tmp_path: Path) -> None:
+    """Characters that Unicode counts as ends of lines are text like any other."""
+    said = "one\u2028two\u2029three\u0085four\r\nfive\x0bsix\x0cseven\x1ceight"
+    results = Results(tmp_path)
+    first, second = rounds_of("good", 0, 65)
+    strange = replace(first, cells={"a": replace(cell(80.0), samples=[("red", said)])})
+    results.add(strange)
+    results.add(second)
+    assert results.rounds() == [strange, second]
+
+
+@pytest.mark.parametrize(("there", "number"), [((), 0), (("0",), 1), (("0", "1"), 2)])
+def test_a_run_goes_on_after_the_newest_round_whose_adapters_are_there(
+    tmp_path: Path, there: tuple[str, ...], number: int
+) -> None:
+    """Of a run that came without its adapters, rounds that were told anew are not told once more after each stop."""
+    for name in there:
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+    rounds = [
+        replace(rounds_of("good", 0, 65)[0], tasks=list("abcd"), number=one, adapters=[str(one)], groups=[0])
+        for one in range(3)
+    ]
+    left = Learned(adapters=(tmp_path / "adapters" / there[-1],), groups=(0,)) if there else Learned()
+    assert resumed(rounds, tmp_path, Learned()) == (left, number)
+
+
+def test_a_finished_run_needs_no_adapters(tmp_path: Path) -> None:
+    """A run whose last round is measured has nothing to go on with."""
+    rounds = [replace(one, adapters=["gone"]) for one in rounds_of("good", 0, 65)]
+    assert resumed(rounds, tmp_path, Learned())[1] == 2
 
 
 def test_a_method_is_read_from_its_label() -> None:

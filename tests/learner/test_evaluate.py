@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.evaluate import Duel, evaluate, paired_scores
+from learner.evaluate import Duel, _tokens_for, evaluate, paired_scores
 from learner.lease import Lease
 from serving.client import VLLM
 from storage.errors import RoundCancelled, ServingUnavailable
@@ -132,3 +132,11 @@ def test_only_rows_that_both_answered_are_paired(
     store.database.run("DELETE FROM answers WHERE generation = 0")
     (paired,) = paired_scores(store, claimed.id, duel(store, candidate), new={1})
     assert (paired.champion, paired.candidate) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "reference", ["S-T-R-A-W-B-E-R-R-Y", "2026-11-28T12:00:00Z", "红色的圆在蓝色的方块左边。", "a b c d e f"]
+)
+def test_an_answer_may_be_as_long_as_its_reference(reference: str) -> None:
+    """A tokenizer that knows no more than single bytes still gets the whole reference out, and its end of turn."""
+    assert _tokens_for(reference) > len(reference.encode())

@@ -178,7 +178,7 @@ def test_cancelled_round_asks_for_no_other(
 
     monkeypatch.setattr(learner.round, "judge", cancelled)
     assert tell(store, serving).state is RoundState.CANCELLED
-    assert store.rounds.unfinished() is None
+    assert store.rounds.claim("test", 60) is None
     assert {dataset.state for dataset in store.datasets.list()} == {DatasetState.QUEUED}
 
 
@@ -209,7 +209,8 @@ def test_round_that_is_told_again_leaves_nothing_twice(
     assert jobs[0].parent_adapter == jobs[1].parent_adapter
     kinds = [event.kind for event in store.rounds.events(1)]
     assert kinds.count("left") == 1
-    assert store.rounds.unfinished() is not None
+    assert tell(store, serving).state is RoundState.PROMOTED
+    assert [row.dataset_id for row in jobs[2].rows] == [2] * len(jobs[2].rows)
 
 
 def test_without_a_threshold_nothing_changes(

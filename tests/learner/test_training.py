@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from learner.checkpoint import Checkpoints
 from learner.data import Renderer, collate, prepare
 from learner.export import export
 from learner.loss import answer_loss, batch_of, kept_logits
@@ -262,6 +264,17 @@ def test_half_written_checkpoint_is_ignored(bases: dict[str, Path], tmp_path: Pa
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
 
 
+def test_checkpoint_of_a_later_step_stays(tmp_path: Path) -> None:
+    """Who writes an older step, for whatever reason, takes nothing from who is further on."""
+    checkpoints = Checkpoints(tmp_path, "round")
+    for step in (2, 6, 4):
+        checkpoints.save(step, {"weight": torch.ones(1)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+    found = checkpoints.latest()
+    assert found is not None
+    assert found.step == 6
+
+
 def test_next_round_continues_the_parents_weights(bases: dict[str, Path], tmp_path: Path) -> None:
     """The candidate starts where the champion ended: its first loss is far below that of a fresh adapter."""
     settings = FAST.model_copy(update={"epochs": 6, "policy": "sequential"})
@@ -304,6 +317,17 @@ def test_rows_beyond_the_models_context_are_refused(bases: dict[str, Path], tmp_
     long = tiny.row(0, [tiny.turn("user", "count " * tiny.CONTEXT), tiny.turn("assistant", "one")])
     with pytest.raises(RowsTooLong, match=f"1 of 1 rows have more than {tiny.CONTEXT} tokens"):
         trained(job_of(bases["llava"], tmp_path, rows=[long]))
+
+
+def test_rows_beyond_the_servers_context_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    """What no server could answer is not trained, even where model and setting allow it; only rehearsed, it may be."""
+    rows = tiny.counting_rows(pictures := tiny.Pictures(), 3)
+    short = tiny.row(9, [tiny.turn("user", "count"), tiny.turn("assistant", "one")])
+    job = job_of(bases["llava"], tmp_path, rows=rows, image=pictures.read, max_tokens=15)
+    with pytest.raises(RowsTooLong, match="3 of 3 rows have more than 15 tokens"):
+        trained(job)
+    settings = FAST.model_copy(update={"policy": "replay"})
+    trained(replace(job, rows=[short], earlier=[rows], settings=settings))
 
 
 def test_divergence_is_an_error_that_names_the_step(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_opening_twice_migrates_once(store: Store) -> None:
         applied = [
             row["name"] for row in again.database.rows("SELECT name FROM _sqlite_migrations ORDER BY id")
         ]
-        assert applied == ["0001_first_schema", "0002_points_between"]
+        assert applied == ["0001_first_schema", "0002_points_between", "0003_conversations_keep_their_number"]
 
 
 def test_generations_of_the_first_schema_keep_their_numbers(tmp_path: Path) -> None:
@@ -72,6 +72,28 @@ def test_generations_of_the_first_schema_keep_their_numbers(tmp_path: Path) -> N
         assert opened.database.rows("PRAGMA foreign_key_check") == []
         (sequence,) = opened.database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'generations'")
         assert sequence["seq"] == 7
+
+
+def test_conversations_of_the_second_schema_are_kept(tmp_path: Path) -> None:
+    """An installation of before finds its conversations with their messages, and new ones get new numbers."""
+    (tmp_path / "data").mkdir()
+    old = sqlite_utils.Database(tmp_path / "data" / "llaca.sqlite")
+    MIGRATIONS.apply(old, stop_before="0003_conversations_keep_their_number")
+    old.execute("INSERT INTO users (id, name, role, created_at) VALUES (1, 'ada', 'chat', '2026-01-01')")
+    old.execute("INSERT INTO conversations VALUES (5, 1, 'Fruit', '2026-01-01', '2026-01-02')")
+    old.execute(
+        "INSERT INTO messages (conversation_id, position, role, content, state, created_at)"
+        " VALUES (5, 0, 'user', '[]', 'complete', '2026-01-01')"
+    )
+    old.conn.commit()
+    old.close()
+    with Store(StorageSettings(data_dir=tmp_path / "data")) as opened:
+        (found,) = opened.conversations.list(1)
+        assert (found.id, found.title, found.updated_at) == (5, "Fruit", "2026-01-02")
+        assert [message.role for message in opened.conversations.messages(5, 1)] == ["user"]
+        opened.conversations.delete(5, 1)
+        assert opened.database.rows("SELECT * FROM messages") == []
+        assert opened.conversations.create(1).id == 6
 
 
 def test_a_failed_write_leaves_nothing(store: Store, admin: User) -> None:

@@ -106,3 +106,17 @@ def test_data_in_a_round_is_not_withdrawn_under_it(store: Store, admin: User) ->
         store.datasets.withdraw(dataset.id, "ada")
     store.rounds.cancel(found.id, "ada")
     assert store.datasets.withdraw(dataset.id, "ada").state is DatasetState.WITHDRAWN
+
+
+def test_every_row_knows_its_pictures(store: Store, admin: User) -> None:
+    """Rows are stored in their order, and each picture of a row once, however often the row shows it."""
+    first, second = (store.blobs.put(data, "image/png") for data in (b"a", b"b"))
+    rows = [question("1?", "a", image=first), question("2?", "b"), question("3?", "c", image=second)]
+    rows[2][0]["content"] += [image_part(first), image_part(second)]
+    dataset = store.datasets.add("a", admin.id, rows)
+    found = store.datasets.rows(dataset.id)
+    assert [row.messages for row in found] == rows
+    assert [row.position for row in found] == [0, 1, 2]
+    for row in found:
+        shown = store.database.rows("SELECT sha256 FROM row_images WHERE row_id = ?", [row.id])
+        assert sorted(image["sha256"] for image in shown) == sorted(set(row.images))

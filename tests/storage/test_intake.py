@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import json
 import random
@@ -20,11 +22,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from storage import intake
+from storage import database, datasets, intake
 from storage.errors import NameTaken
 from storage.intake import receive
 from storage.records import DatasetState, Role, Submission, SubmissionState, User, images_of
 from storage.settings import MEBIBYTE, StorageSettings
+from storage.spool import Pack
 from storage.store import Store
 from tests.storage.pictures import (
     jsonl,
@@ -325,6 +328,28 @@ def test_rows_with_errors_are_left_out_and_named(store: Store, admin: User) -> N
     assert finding.message == "Found the role 'bot'; allowed: system, user (or human), assistant (or gpt)."
 
 
+HALF_A_CHARACTER = rb'{"\ud800": 1, "\ud800": 2}'
+
+
+def test_a_report_can_be_sent_whatever_a_file_holds(store: Store, admin: User) -> None:
+    """Half a character, which JSON can spell and UTF-8 cannot, is written out where a report quotes it."""
+    finding = send(store, admin, HALF_A_CHARACTER, "a.jsonl").report.findings[-1]
+    assert (finding.code, finding.field) == ("duplicate_key", r"\ud800")
+    assert finding.message.encode()
+
+
+def test_a_report_of_an_earlier_version_can_be_sent(store: Store, admin: User) -> None:
+    """A report that was stored with half a character in it is readable like any other."""
+    submission = send(store, admin, HALF_A_CHARACTER, "a.jsonl")
+    stored = submission.report.to_json()
+    for finding in stored["findings"]:
+        finding |= {"message": "Found \ud800", "field": "\ud800"}
+    store.database.run("UPDATE submissions SET report = ?", [json.dumps(stored)])
+    [read] = store.submissions.list()
+    assert json.dumps(read.report.to_json(), ensure_ascii=False).encode()
+    assert read.report.findings[0].message == r"Found \ud800"
+
+
 def test_bad_image_costs_its_rows_only(store: Store, admin: User) -> None:
     """A row with one bad image is left out with the image's name, and its good image is not kept either."""
     items = llava(6)
@@ -406,6 +431,18 @@ def test_inline_images_behave_like_files(store: Store, admin: User) -> None:
     assert from_parquet.report.format == "parquet"
     assert (from_parquet.report.images, from_zip.report.images) == (4, 4)
     assert kept(store) == (2, 4, [])
+
+
+def test_a_large_picture_fits_into_a_line_of_csv(store: Store, admin: User) -> None:
+    """A `data:` URL of 140 kB in a CSV file is read like one in JSON."""
+    noise = io.BytesIO()
+    Image.frombytes("RGB", (187, 187), NOISE[: 187 * 187 * 3]).save(noise, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(noise.getvalue()).decode()
+    assert len(url) > 140_000
+    file = io.StringIO()
+    csv.writer(file).writerows([("image", "question", "answer"), *((url, "What?", f"{n}") for n in range(4))])
+    submission = send(store, admin, file.getvalue().encode(), "a.csv")
+    assert (errors(submission), submission.report.accepted, submission.report.images) == ([], 4, 1)
 
 
 def test_same_file_again_is_the_same_submission(store: Store, admin: User) -> None:
@@ -511,3 +548,73 @@ def test_large_file_is_read_in_little_memory(store: Store, admin: User) -> None:
     assert submission.report.accepted == 1000
     assert peak < 8 * MEBIBYTE
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < 50 * 1024
+
+
+def test_pictures_of_an_upload_on_its_way_are_not_deleted(
+    store: Store, admin: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever deletes a chat with the same pictures while an upload is being stored does not make it fail."""
+    read = Pack.read
+
+    def deleting(pack: Pack, name: str) -> bytes:
+        store.blobs.delete_unused({row["sha256"] for row in store.database.rows("SELECT sha256 FROM blobs")})
+        return read(pack, name)
+
+    monkeypatch.setattr(Pack, "read", deleting)
+    assert send(store, admin, with_images(*numbered(4))).state is SubmissionState.ACCEPTED
+    assert kept(store) == (1, 4, [])
+
+
+def test_failed_upload_spares_images_of_one_on_its_way(
+    store: Store, admin: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that fails while another with the same pictures is being stored takes none of them with it."""
+    other = store.users.create("bob", Role.CONTRIBUTOR)
+    add, read = store.submissions.add, Pack.read
+    failed: list[bool] = []
+
+    def failing(**values: Any) -> Submission:
+        if values["user_id"] == other.id:
+            raise NameTaken("disk")
+        return add(**values)
+
+    def interrupted(pack: Pack, name: str) -> bytes:
+        stored = store.database.rows("SELECT 1 FROM blobs")
+        if len(stored) == 3 and not failed:
+            failed.append(True)
+            with pytest.raises(NameTaken):
+                send(store, other, with_images(*numbered(4)))
+        return read(pack, name)
+
+    monkeypatch.setattr(store.submissions, "add", failing)
+    monkeypatch.setattr(Pack, "read", interrupted)
+    assert send(store, admin, with_images(*numbered(4))).state is SubmissionState.ACCEPTED
+    assert failed
+    assert kept(store) == (1, 4, [])
+
+
+def test_others_can_write_while_rows_are_divided(
+    store: Store, admin: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long in a large upload is done before the write lock is taken, so nobody finds the database locked."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 0)
+    divide, digest = datasets.split, datasets._sha256
+    written: list[str] = []
+
+    def write(name: str) -> None:
+        with Store(store.settings) as other:
+            other.users.create(name, Role.CHAT)
+        written.append(name)
+
+    def split(*arguments: Any) -> list[datasets.Split]:
+        write("while rows are split")
+        return divide(*arguments)
+
+    def sha256(value: object) -> str:
+        write(f"while hash {len(written)} is made")
+        return digest(value)
+
+    monkeypatch.setattr(datasets, "split", split)
+    monkeypatch.setattr(datasets, "_sha256", sha256)
+    assert send(store, admin, jsonl(rows(4)), "a.jsonl").report.accepted == 4
+    assert len(written) > 4

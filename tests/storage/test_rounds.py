@@ -303,3 +303,68 @@ def test_a_dataset_that_a_round_leaves_stays_queued(store: Store, admin: User, q
     assert store.datasets.get(1).state is DatasetState.SET_ASIDE
     assert store.datasets.get(2).state is DatasetState.QUEUED
     assert store.rounds.dataset_ids(store.rounds.enqueue("ada").id) == [2]
+
+
+@pytest.fixture
+def leaving(store: Store, admin: User) -> Round:
+    """A claimed round that has left the second of its two datasets."""
+    for name in ("numbers", "other"):
+        store.datasets.add(name, admin.id, questions(5, name), approved_by=admin.name)
+    store.rounds.enqueue("eve", "ema", {"epochs": 3})
+    claimed = claim(store)
+    store.rounds.leave(claimed.id, str(claimed.lease), [2], "other instructions")
+    return claimed
+
+
+def test_what_a_round_has_left_is_asked_for_once(store: Store, leaving: Round) -> None:
+    """Whoever looks at the queue next finds a round like the one that ended, whatever its worker still got to do."""
+    store.rounds.finish(leaving.id, str(leaving.lease), RoundState.FAILED, "test")
+    rest = claim(store)
+    assert (rest.requested_by, rest.policy, rest.settings) == ("eve", "ema", {"epochs": 3})
+    assert store.rounds.dataset_ids(rest.id) == [2]
+    store.rounds.finish(rest.id, str(rest.lease), RoundState.FAILED, "test")
+    assert store.rounds.claim("test", 30) is None
+
+
+def test_what_a_poisoned_round_has_left_is_asked_for(store: Store, leaving: Round) -> None:
+    """Workers that die over one group's datasets do not keep the other groups' from being learned."""
+    store.rounds.release(leaving.id, str(leaving.lease), "died", counts=True)
+    for _ in range(MAX_ATTEMPTS - 1):
+        claim(store, lease_seconds=-1)
+    rest = claim(store)
+    assert store.rounds.get(leaving.id).state is RoundState.FAILED
+    assert store.rounds.dataset_ids(rest.id) == [2]
+
+
+def test_what_somebody_stopped_is_not_asked_for_again(store: Store, leaving: Round) -> None:
+    """A cancel of the round, or of the one asked for after it, leaves the datasets queued and no round."""
+    store.rounds.finish(leaving.id, str(leaving.lease), RoundState.FAILED, "test")
+    rest = claim(store)
+    store.rounds.finish(rest.id, str(rest.lease), RoundState.CANCELLED)
+    assert store.rounds.claim("test", 30) is None
+    store.rounds.enqueue("eve")
+    last = claim(store)
+    store.rounds.leave(last.id, str(last.lease), [2], "other instructions")
+    store.rounds.finish(last.id, str(last.lease), RoundState.CANCELLED)
+    assert store.rounds.claim("test", 30) is None
+    assert store.datasets.get(2).state is DatasetState.QUEUED
+
+
+def test_what_was_left_and_withdrawn_is_not_asked_for(store: Store, admin: User, leaving: Round) -> None:
+    """Data that is queued for another reason waits until somebody asks for a round."""
+    store.rounds.finish(leaving.id, str(leaving.lease), RoundState.FAILED, "test")
+    store.datasets.withdraw(2, admin.name)
+    store.datasets.add("later", admin.id, questions(5, "later"), approved_by=admin.name)
+    assert store.rounds.claim("test", 30) is None
+
+
+def test_a_heartbeat_after_giving_back_renews_nothing(store: Store, admin: User) -> None:
+    """A round that was given back can be claimed at once, whatever its last worker's heartbeat still does."""
+    store.datasets.add("task", admin.id, questions(5), approved_by=admin.name)
+    store.rounds.enqueue(admin.name)
+    claimed = store.rounds.claim("first", 30)
+    assert claimed is not None
+    store.rounds.release(claimed.id, str(claimed.lease), "stopping", counts=False)
+    with pytest.raises(LeaseLost):
+        store.rounds.heartbeat(claimed.id, str(claimed.lease), 30)
+    assert store.rounds.claim("second", 30) is not None

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadSetting
+from storage.blobs import GRACE_SECONDS
+from storage.clock import now
+from storage.errors import BadSetting, UnknownBlob
 from storage.settings import StorageSettings, load, names_of, refuse_unknown
 from storage.store import Store
 
@@ -44,6 +46,16 @@ def test_leftovers_are_cleared(store: Store) -> None:
     (store.temporary() / "half" / "upload").write_bytes(b"x")
     store.clear_temporary()
     assert list(store.temporary().iterdir()) == []
+
+
+def test_pictures_that_nothing_shows_are_cleared(store: Store) -> None:
+    """What undone messages and killed uploads have left goes when leftovers do, an hour after it came."""
+    old, young = (store.blobs.put(data, "image/png") for data in (b"old", b"young"))
+    store.database.run("UPDATE blobs SET created_at = ? WHERE sha256 = ?", [now(-GRACE_SECONDS - 1), old])
+    store.clear_temporary()
+    assert store.blobs.read(young) == b"young"
+    with pytest.raises(UnknownBlob):
+        store.blobs.read(old)
 
 
 def test_a_misspelt_line_of_the_env_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

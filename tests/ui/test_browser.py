@@ -49,9 +49,11 @@ def idle(page: Page) -> None:
     expect(page.locator("#box .submit-button")).to_be_visible()
 
 
-def twice(button: Locator) -> None:
-    """Click a button that asks first, and then what it asks, which it does for a few seconds only."""
-    button.evaluate("button => { button.click(); button.click(); }")
+def twice(panel: Locator, css: str) -> None:
+    """Click a panel's button that asks first, and then what it asks, which it does for a few seconds only."""
+    expect(panel.locator(css)).to_be_visible()
+    # Found and clicked at once, because the panel may be drawn anew at any moment.
+    panel.evaluate("(panel, css) => { const it = panel.querySelector(css); it.click(); it.click(); }", css)
 
 
 def badge(page: Page) -> str:
@@ -130,6 +132,23 @@ def test_leaving_ends_the_reply_upstream(town: Place, visit: Visitor, slowly: No
     until(lambda: town.store.conversations.messages(kept.id, user.id)[-1].state == "interrupted")
 
 
+def test_a_conversation_left_in_the_middle_of_an_answer_goes_on(
+    town: Place, visit: Visitor, slowly: None
+) -> None:
+    """New chat breaks the answer off; back in the conversation its beginning is there, and Retry writes it whole."""
+    page = visit(Role.CHAT).page
+    say(page, "Where was I?")
+    expect(page.locator("#window .bot-row")).to_contain_text("three")
+    before = town.fake.aborted
+    page.get_by_role("button", name="New chat").click()
+    until(lambda: town.fake.aborted > before)
+    town.fake.token_seconds = QUICK
+    page.locator(".history li", has_text="Where was I?").locator(".title").click()
+    expect(page.locator("#window .bot-row")).to_contain_text("interrupted")
+    page.get_by_role("button", name="Retry").click()
+    answered(page, "Where was I?")
+
+
 def test_undo_and_edit_change_what_was_asked(town: Place, visit: Visitor) -> None:
     """Undo brings the last question back into the box; Edit asks again with other words; the store agrees."""
     page = visit(Role.CHAT).page
@@ -170,7 +189,7 @@ def test_conversations_can_be_renamed_opened_and_deleted(town: Place, visit: Vis
     fruit.locator(".title").click()
     expect(page.locator("#window .user-row")).to_contain_text("About apples")
     fruit.hover()
-    twice(fruit.get_by_label("Delete"))
+    twice(page.locator("#conversations"), "li:has([title=Fruit]) [data-act=delete]")
     expect(page.locator(".history li", has_text="Fruit")).to_have_count(0)
     expect(page.locator("#window .user-row")).to_have_count(0)
 
@@ -252,7 +271,7 @@ def test_an_admin_runs_and_cancels_a_round(town: Place, visit: Visitor) -> None:
     expect(page.locator(".cards button").first).to_be_visible()
     page.get_by_role("button", name="Run now").click()
     expect(page.locator("#round h3")).to_contain_text("queued")
-    twice(page.get_by_role("button", name="Cancel round"))
+    twice(page.locator("#cancel-round"), "[data-act=cancel]")
     expect(page.locator("#round h3")).to_contain_text("cancelled")
     assert queued is None or town.store.datasets.get(queued.id).state is DatasetState.QUEUED
 

@@ -10,6 +10,7 @@ import gradio as gr
 import pytest
 
 from app.chat import Upstream
+from app.limits import Rate
 from app.settings import AppSettings
 from app.ui.chat import ChatTab
 from app.ui.people import PeopleTab
@@ -31,7 +32,7 @@ class Tabs:
         settings = AppSettings()
         with gr.Blocks():
             self.chat = ChatTab(store, Upstream([], settings, ServingSettings()), settings)
-            self.teach = TeachTab(store)
+            self.teach = TeachTab(store, Rate(settings.uploads_per_minute))
             self.rounds = RoundsTab(store)
             self.people = PeopleTab(store, settings)
 
@@ -112,7 +113,7 @@ def test_a_visitor_must_exist_and_be_enabled(store: Store, people: dict[Role, Us
         visitor(store, asks(people[Role.CHAT]))
 
 
-def test_nobody_opens_renames_or_deletes_anothers_conversation(
+async def test_nobody_opens_renames_or_deletes_anothers_conversation(
     store: Store, tabs: Tabs, people: dict[Role, User]
 ) -> None:
     """A conversation of somebody else does not exist, also for an admin, and stays as it was."""
@@ -120,9 +121,9 @@ def test_nobody_opens_renames_or_deletes_anothers_conversation(
     kept = store.conversations.create(owner.id, "mine")
     for act in ("open", "rename", "delete"):
         with pytest.raises(gr.Error, match="no conversation"):
-            tabs.chat.manage(None, click(act=act, id=kept.id, title="taken"), asks(other))
+            await tabs.chat.manage(None, click(act=act, id=kept.id, title="taken"), asks(other))
     with pytest.raises(gr.Error, match="no conversation"):
-        tabs.chat.undo(float(kept.id), asks(other))
+        await tabs.chat.undo(float(kept.id), asks(other))
     assert tabs.chat.open_remembered(float(kept.id), asks(other))[2] is None
     assert store.conversations.get(kept.id, owner.id).title == "mine"
 
