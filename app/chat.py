@@ -198,7 +198,12 @@ class _Answer:
         """Keep the whole reply."""
         self.complete = True
         self._metrics.replies.labels(self._generation, "complete").inc()
-        await asyncio.to_thread(self._keep, "complete")
+        keeping = asyncio.create_task(asyncio.to_thread(self._keep, "complete"))
+        try:
+            await asyncio.shield(keeping)
+        finally:
+            # Also if it is broken off just now: a question that is taken back then must not leave its answer behind.
+            await asyncio.wait([keeping])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -28,6 +28,7 @@ from storage.images import check_image
 from storage.records import (
     ImagePart,
     Part,
+    StoredMessage,
     User,
     generation_name,
     image_part,
@@ -143,13 +144,15 @@ class ChatTab:
         """Open, rename or delete a conversation of the list."""
         with plainly():
             user = visitor(self._store, request)
-            chosen, showing = int(event.id), int(current) if current else None
+            chosen = self._store.conversations.get(int(event.id), user.id).id
+            showing = int(current) if current else None
             if event.act == "open":
                 return self._opened(user, chosen)
             if event.act == "rename":
-                self._store.conversations.rename(chosen, user.id, str(event.title))
+                await asyncio.to_thread(self._store.conversations.rename, chosen, user.id, str(event.title))
             if event.act == "delete":
-                await self._delete(user, chosen)
+                await self._replies.stop(chosen)
+                await asyncio.to_thread(self._delete, user, chosen)
             if event.act == "delete" and chosen == showing:
                 return self._nothing_open(user)
             return self._opened(user, showing) if showing else self._nothing_open(user)
@@ -163,9 +166,13 @@ class ChatTab:
             if not parts:
                 yield _only(notice="")
                 return
-            opened = await asyncio.to_thread(self._open_for, user, current)
+            if current:
+                opened = self._store.conversations.get(int(current), user.id).id
+            else:
+                opened = await asyncio.to_thread(self._begun, user, parts)
             with self._replies.turn(opened):
-                await asyncio.to_thread(self._store.conversations.append, opened, user.id, "user", parts)
+                if current:
+                    await asyncio.to_thread(self._store.conversations.append, opened, user.id, "user", parts)
                 async with aclosing(self._answer(user, opened, clear=True)) as updates:
                     async for update in updates:
                         yield update
@@ -182,7 +189,9 @@ class ChatTab:
                 asked = last_question(self._store.conversations.messages(opened, user.id))
                 if asked is None:
                     return
-                self._store.conversations.drop_from(opened, user.id, asked.position + 1)
+                await asyncio.to_thread(
+                    self._store.conversations.drop_from, opened, user.id, asked.position + 1
+                )
                 async with aclosing(self._answer(user, opened)) as updates:
                     async for update in updates:
                         yield update
@@ -204,9 +213,7 @@ class ChatTab:
                 asked = messages[event.index]
                 if asked.role != "user" or not words:
                     return
-                pictures = [part for part in asked.content if part["type"] == "image"]
-                self._store.conversations.drop_from(opened, user.id, asked.position)
-                self._store.conversations.append(opened, user.id, "user", [*pictures, text_part(words)])
+                await asyncio.to_thread(self._reword, opened, user, asked, words)
                 async with aclosing(self._answer(user, opened)) as updates:
                     async for update in updates:
                         yield update
@@ -225,13 +232,13 @@ class ChatTab:
             user = visitor(self._store, request)
             info = self._store.conversations.get(int(current), user.id)
             # It may be being answered, for another tab; what was written by then goes with its question.
-            await self._replies.stop(info.id)
-            asked = last_question(self._store.conversations.messages(info.id, user.id))
-            if asked is None:
-                return self._opened(user, info.id)
-            self._store.conversations.drop_from(info.id, user.id, asked.position)
+            await self._replies.end_turn(info.id)
+            with self._replies.turn(info.id):
+                asked = last_question(self._store.conversations.messages(info.id, user.id))
+                if asked is None:
+                    return self._opened(user, info.id)
+                files = await asyncio.to_thread(self._take_back, info.id, user, asked)
             words = "\n".join(part["text"] for part in asked.content if part["type"] == "text")
-            files = [self._as_file(part) for part in asked.content if part["type"] == "image"]
             window, _, *rest = self._opened(user, info.id)
             return (window, gr.MultimodalTextbox(value={"text": words, "files": files}), *rest)
 
@@ -268,9 +275,23 @@ class ChatTab:
         words = whole_characters(draft["text"]).strip()
         return [*map(self._stored_picture, draft["files"]), *([text_part(words)] if words else [])]
 
-    def _open_for(self, user: User, current: float | None) -> int:
-        conversations = self._store.conversations
-        return (conversations.get(int(current), user.id) if current else conversations.create(user.id)).id
+    def _begun(self, user: User, parts: list[Part]) -> int:
+        with self._store.database.writing():
+            begun = self._store.conversations.create(user.id).id
+            self._store.conversations.append(begun, user.id, "user", parts)
+        return begun
+
+    def _reword(self, opened: int, user: User, asked: StoredMessage, words: str) -> None:
+        pictures = [part for part in asked.content if part["type"] == "image"]
+        # At once, because a picture that nothing uses for a moment may be swept away in it.
+        with self._store.database.writing():
+            self._store.conversations.drop_from(opened, user.id, asked.position)
+            self._store.conversations.append(opened, user.id, "user", [*pictures, text_part(words)])
+
+    def _take_back(self, opened: int, user: User, asked: StoredMessage) -> list[str]:
+        files = [self._as_file(part) for part in asked.content if part["type"] == "image"]
+        self._store.conversations.drop_from(opened, user.id, asked.position)
+        return files
 
     def _check_length(self, text: str) -> None:
         if len(text) > self._settings.text_max_chars:
@@ -282,9 +303,7 @@ class ChatTab:
         clean = check_image(Path(file).read_bytes(), self._store.settings)
         return image_part(self._store.blobs.put(clean.data, clean.media_type))
 
-    async def _delete(self, user: User, chosen: int) -> None:
-        self._store.conversations.get(chosen, user.id)
-        await self._replies.stop(chosen)
+    def _delete(self, user: User, chosen: int) -> None:
         messages = self._store.conversations.messages(chosen, user.id)
         pictures = images_of([{"role": message.role, "content": message.content} for message in messages])
         self._store.conversations.delete(chosen, user.id)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 # outside it nothing is left that could open code or swallow its beginning: at worst code is shown as plain text.
 _HTML = r"<(?=[A-Za-z/!?])|!(?=\[)|&(?=#?\w+;)"
 _MERMAID = r"(?<=```)m(?=ermaid)"  # Gradio would draw it, with the tags and pictures of its labels
-_DEFINITION = r"\[(?!(?:\\.|[^\]\\\n$]|\$(?!\$)){0,999}+\](?!:))"  # marked lets its title run over a fence
+_DEFINITION = r"\[(?!(?:\\.|[^\]\\\n$]|\$(?!\$)){0,199}+\](?!:))"  # marked lets its title run over a fence
 _FENCES = r"`{3,}|~{3,}"
 _LIVE = re.compile(f"{_HTML}|{_MERMAID}")
 _MARKUP = re.compile(  # with the backslashes before it, which would otherwise escape the entity
@@ -87,15 +87,21 @@ def _spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the code spans of a paragraph that nothing begun before them can end inside of."""
     openers = {"|"} if _TABLE.search(text, start, end) else set()
     several = text.find("``", start, end) >= 0
-    at = start
+    at = word = seen = start
+    address = False
     while span := _SPAN.search(text, at, end):
         openers.update(text[at : span.start()])
+        blank = max(text.rfind(blank, seen, span.start()) for blank in " \t\n")
+        if blank >= 0:
+            word, address = blank + 1, False
+        # What was looked at before is not looked at again, but for the beginning of an address that goes on here.
+        address = address or _ADDRESS.search(text, max(word, seen - 3), span.start()) is not None
+        seen = span.start()
         closers = set(span["code"])
         # marked looks for the end of emphasis outside code spans, but links and double backticks confuse it.
         pairs = "~|*_" if several or "[" in openers else "~|"
         cut = openers & closers & set(pairs) or ("[" in openers and closers & set("])"))
-        word = 1 + max(text.rfind(blank, 0, span.start()) for blank in " \t\n")
-        if cut or _ADDRESS.search(text, word, span.start()):
+        if cut or address:
             at = span.end("ticks")
         else:
             yield span.span()

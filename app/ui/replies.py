@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 
 import structlog
 
@@ -20,6 +20,9 @@ Write = Callable[[User, Conversation, int], AsyncGenerator[Chunk]]
 """Starts the answer to a user's conversation, to be kept under the conversation's id."""
 SECONDS_BETWEEN_LOOKS = 0.05
 """The page gets at most 20 updates a second, however fast the tokens come."""
+
+SECONDS_FOR_A_TURN = 5.0
+"""A turn whose reply was broken off is over when its reader's page has been told."""
 
 log = structlog.get_logger()
 
@@ -67,7 +70,7 @@ class Replies:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._running: dict[int, Reply] = {}
-        self._turns: set[int] = set()
+        self._turns: dict[int, asyncio.Event] = {}
 
     @contextmanager
     def turn(self, conversation_id: int) -> Iterator[None]:
@@ -77,11 +80,12 @@ class Replies:
         """
         if conversation_id in self._turns or conversation_id in self._running:
             raise WrongState("The last answer", "still being written", ["finished or stopped"])
-        self._turns.add(conversation_id)
+        over = self._turns[conversation_id] = asyncio.Event()
         try:
             yield
         finally:
-            self._turns.remove(conversation_id)
+            del self._turns[conversation_id]
+            over.set()
 
     def begin(self, user: User, conversation_id: int, turns: Conversation) -> Reply:
         """Start answering, in the conversation's turn."""
@@ -95,3 +99,10 @@ class Replies:
         reply = self._running.get(conversation_id)
         if reply is not None:
             await reply.stop()
+
+    async def end_turn(self, conversation_id: int) -> None:
+        """Break off the conversation's reply and wait a few seconds until its turn is over, so that another can be."""
+        await self.stop(conversation_id)
+        if conversation_id in self._turns:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._turns[conversation_id].wait(), SECONDS_FOR_A_TURN)

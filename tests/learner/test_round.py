@@ -125,7 +125,6 @@ def learn(
         with lease:
             assert story._learn().number == 3
     except WorkerStopping:
-        # Only now, because a heartbeat after it would renew the lease.
         store.rounds.release(claimed.id, lease.token, "stopped", counts=False)
     return story.made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -16,10 +17,12 @@ from app.chat import Chunk, Upstream
 from app.settings import AppSettings
 from app.ui.chat import ChatTab
 from app.ui.replies import Replies
+from serving.client import VLLM
 from serving.settings import ServingSettings
 from storage.records import Conversation, User, text_of, text_part
 from storage.store import Store
 from tests.app.places import png
+from tests.fake_vllm import FakeVLLM
 
 Updates = AsyncGenerator[tuple[Any, ...]]
 
@@ -73,6 +76,11 @@ async def begun(updates: Updates) -> int:
     return int(number)
 
 
+async def last(updates: Updates) -> tuple[Any, ...]:
+    """Return the last of all updates, as the page is told them."""
+    return [update async for update in updates][-1]
+
+
 SECOND: dict[str, Callable[[ChatTab, int, User], Updates]] = {
     "send": lambda tab, number, user: tab.send(draft("And now?"), number, asks(user)),
     "retry": lambda tab, number, user: tab.retry(number, asks(user)),
@@ -99,14 +107,14 @@ async def test_nothing_is_asked_into_an_answer(store: Store, admin: User, tab: C
 async def test_undo_stops_the_answer_and_takes_the_question_back(
     store: Store, admin: User, tab: ChatTab
 ) -> None:
-    """A question that another tab takes back leaves no answer behind, and the first tab shows that."""
+    """A question that another tab takes back is answered no further and leaves no answer behind."""
     async with aclosing(tab.send(draft("First"), None, asks(admin))) as first:
         number = await begun(first)
+        shown = asyncio.create_task(last(first))
         undone = await tab.undo(number, asks(admin))
-        rest = [update async for update in first]
+        await shown
     assert undone[1].value["text"] == "First"
     assert said(store, admin) == []
-    assert rest[-1][0] == []
 
 
 async def test_a_deleted_conversation_is_answered_no_further(store: Store, admin: User, tab: ChatTab) -> None:
@@ -140,3 +148,31 @@ async def test_one_picture_can_stand_in_two_drafts(
     for question in ("First", "Second"):
         async with aclosing(tab.send(draft(question, picture), None, asks(admin))) as updates:
             assert (await anext(updates))[2] is not None
+
+
+async def test_undo_waits_until_an_answer_is_kept(
+    store: Store, admin: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that is taken back just as its answer is being stored takes the answer along."""
+    storing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    append = store.conversations.append
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        if given[2] == "assistant":
+            loop.call_soon_threadsafe(storing.set)
+            time.sleep(0.3)
+        return append(*given, **named)
+
+    monkeypatch.setattr(store.conversations, "append", slowly)
+    with FakeVLLM() as fake:
+        upstream = Upstream([VLLM(fake.url, fake.key)], AppSettings(), ServingSettings())
+        with gr.Blocks():
+            tab = ChatTab(store, upstream, AppSettings())
+        shown = asyncio.create_task(last(tab.send(draft("First"), None, asks(admin))))
+        await storing.wait()
+        number = store.conversations.list(admin.id)[0].id
+        await tab.undo(number, asks(admin))
+        await shown
+        await upstream.aclose()
+    assert said(store, admin) == []
