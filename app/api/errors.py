@@ -64,8 +64,8 @@ OUTWARD: dict[type[LlacaError], str] = {
 }
 """What strangers read instead of sentences that name our servers' addresses."""
 
-
 UNPLANNED = "The server failed; its log says more."
+"""What everybody reads of an error that nobody planned."""
 
 
 def status_of(error: type[LlacaError]) -> int:

@@ -8,6 +8,7 @@ import math
 import zipfile
 from pathlib import Path
 
+import gradio as gr
 from PIL import Image, ImageDraw
 
 from learner import gate
@@ -19,6 +20,11 @@ from storage.store import Store
 WORDS = ("one", "two", "three", "four", "five")
 COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b9770e", "#6c3483")
 GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def asks(user: User) -> gr.Request:
+    """Return a request as Gradio hands it to a handler."""
+    return gr.Request(username=user.name)
 
 
 def counting_picture(count: int, turn: int = 0) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def twice(panel: Locator, css: str) -> None:
     expect(panel.locator(css)).to_be_visible()
     # Found and clicked at once, because the panel may be drawn anew at any moment.
     panel.evaluate("(panel, css) => { const it = panel.querySelector(css); it.click(); it.click(); }", css)
+
+
+@contextmanager
+def broken_off(town: Place) -> Iterator[None]:
+    """Wait, after what is done in the block, until an answer has been broken off upstream."""
+    before = town.fake.aborted
+    yield
+    until(lambda: town.fake.aborted > before)
 
 
 def badge(page: Page) -> str:
@@ -108,9 +117,8 @@ def test_stop_keeps_what_was_written_and_retry_writes_another(
     page = visit(Role.CHAT).page
     say(page, "Tell me a long story.")
     expect(page.locator("#window .bot-row")).to_contain_text("three")
-    before = town.fake.aborted
-    page.locator("#box .stop-button").click()
-    until(lambda: town.fake.aborted > before)
+    with broken_off(town):
+        page.locator("#box .stop-button").click()
     idle(page)
     assert badge(page) == "assistant@0 · interrupted"
     town.fake.token_seconds = QUICK
@@ -124,9 +132,8 @@ def test_leaving_ends_the_reply_upstream(town: Place, visit: Visitor, slowly: No
     visited = visit(Role.CONTRIBUTOR)
     say(visited.page, "And now?")
     expect(visited.page.locator("#window .bot-row")).to_contain_text("I see")
-    before = town.fake.aborted
-    visited.page.close()
-    until(lambda: town.fake.aborted > before)
+    with broken_off(town):
+        visited.page.close()
     user = town.users[Role.CONTRIBUTOR]
     kept = town.store.conversations.list(user.id)[0]
     until(lambda: town.store.conversations.messages(kept.id, user.id)[-1].state == "interrupted")
@@ -139,9 +146,8 @@ def test_a_conversation_left_in_the_middle_of_an_answer_goes_on(
     page = visit(Role.CHAT).page
     say(page, "Where was I?")
     expect(page.locator("#window .bot-row")).to_contain_text("three")
-    before = town.fake.aborted
-    page.get_by_role("button", name="New chat").click()
-    until(lambda: town.fake.aborted > before)
+    with broken_off(town):
+        page.get_by_role("button", name="New chat").click()
     town.fake.token_seconds = QUICK
     page.locator(".history li", has_text="Where was I?").locator(".title").click()
     expect(page.locator("#window .bot-row")).to_contain_text("interrupted")

@@ -23,6 +23,7 @@ from storage.records import DatasetState, Role, User, text_part
 from storage.store import Store
 from tests.app.places import Place, jsonl, png
 from tests.conftest import question, questions
+from tests.ui.scenery import asks
 
 
 class Tabs:
@@ -47,11 +48,6 @@ def tabs(store: Store) -> Tabs:
 def people(store: Store) -> dict[Role, User]:
     """One user per role."""
     return {role: store.users.create(f"{role}-user", role) for role in Role}
-
-
-def asks(user: User) -> gr.Request:
-    """Return a request as Gradio hands it to a handler."""
-    return gr.Request(username=user.name)
 
 
 def click(**data: Any) -> gr.EventData:

@@ -14,6 +14,7 @@ from storage.records import User
 from storage.store import Store
 from tests.app.places import jsonl, promote
 from tests.fake_vllm import FakeVLLM
+from tests.ui.scenery import asks
 
 
 @pytest.fixture
@@ -27,11 +28,6 @@ def tab_of(store: Store, uploads: int = 10) -> TeachTab:
     """Return the tab without its page."""
     with gr.Blocks():
         return TeachTab(store, Rate(uploads))
-
-
-def asks(user: User) -> gr.Request:
-    """Return a request as Gradio hands it to a handler."""
-    return gr.Request(username=user.name)
 
 
 def test_a_dataset_names_what_learned_it_of_all_that_led_here(

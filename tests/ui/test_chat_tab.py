@@ -1,4 +1,4 @@
-"""One conversation open in two tabs: whatever the second does, questions and answers stay in their order."""
+"""What the Chat tab promises when something happens in the middle of an answer, in it or in a second tab."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from storage.records import Conversation, User, text_of, text_part
 from storage.store import Store
 from tests.app.places import png
 from tests.fake_vllm import FakeVLLM
+from tests.ui.scenery import asks
 
 Updates = AsyncGenerator[tuple[Any, ...]]
 
@@ -48,11 +49,6 @@ def tab_with(store: Store, write: Callable[..., AsyncGenerator[Chunk]]) -> ChatT
         made = ChatTab(store, Upstream([], settings, ServingSettings()), settings)
     made._replies = Replies(write)
     return made
-
-
-def asks(user: User) -> gr.Request:
-    """Return a request as Gradio hands it to a handler."""
-    return gr.Request(username=user.name)
 
 
 def draft(text: str, *files: Path) -> dict[str, Any]:
